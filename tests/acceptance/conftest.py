@@ -1,0 +1,152 @@
+"""The whole product as its user has it: `orchestra up` in a home of its own, with a scripted model server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.support import servers
+from tests.support.waiting import wait_until_sync
+
+ROOT = Path(__file__).parents[2]
+ORCHESTRA = Path(sys.executable).with_name("orchestra")
+
+
+@dataclass
+class RunningStack:
+    """A stack that is up. `api` is a client with the key; `environment` is what the stack was started with."""
+
+    home: Path
+    environment: dict[str, str]
+    process: subprocess.Popen[bytes]
+    api: httpx.Client
+    ollama: str
+
+    @property
+    def output(self) -> str:
+        """What `up` has printed so far."""
+        return (self.home / "up.log").read_text()
+
+    @property
+    def prefect_api_url(self) -> str:
+        return f"http://127.0.0.1:{self.environment['ORCHESTRA_PREFECT_PORT']}/api"
+
+    @property
+    def prefect_auth(self) -> str:
+        return (self.home / "prefect-auth").read_text().strip()
+
+    @property
+    def prefect(self) -> httpx.Client:
+        user, _, password = self.prefect_auth.partition(":")
+        return httpx.Client(base_url=self.prefect_api_url, auth=(user, password), timeout=30)
+
+    def submit(self, template: str, parameters: dict, **more) -> str:
+        answer = self.api.post("/tasks", json={"template": template, "parameters": parameters, **more})
+        assert answer.status_code == 201, answer.text
+        return answer.json()["id"]
+
+    def wait_for(self, task_id: str, status: str = "completed", timeout: float = 60) -> dict:
+        """The task once it has `status`; another final state fails at once."""
+
+        def reached() -> dict | None:
+            task = self.api.get(f"/tasks/{task_id}").json()
+            if task["status"] == status:
+                return task
+            assert task["status"] in ("queued", "running"), task
+            return None
+
+        return wait_until_sync(reached, timeout=timeout, description=f"task {task_id} {status}")
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """A clean environment for `orchestra up`, with free ports and nothing of the person who runs the tests."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "ORCHESTRA_", "OLLAMA_"))}
+    return kept | {
+        "ORCHESTRA_HOME": str(home),
+        "ORCHESTRA_PORT": str(servers.free_port()),
+        "ORCHESTRA_PREFECT_PORT": str(servers.free_port()),
+        "ORCHESTRA_GIT_PROTOCOLS": "https,ssh,file",
+        **more,
+    }
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process and everything below it."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(pid)
+        return [parent, *parent.children(recursive=True)]
+    return []
+
+
+@contextlib.contextmanager
+def running(env: dict[str, str], ollama: str = "") -> Iterator[RunningStack]:
+    """`orchestra up` until it is ready; SIGTERM at the end, after which nothing of it may be left."""
+    home = Path(env["ORCHESTRA_HOME"])
+    with (home / "up.log").open("ab") as log:
+        child = subprocess.Popen([ORCHESTRA, "up"], cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    base = f"http://127.0.0.1:{env['ORCHESTRA_PORT']}"
+    try:
+
+        def ready() -> bool:
+            assert child.poll() is None, (home / "up.log").read_text()
+            with contextlib.suppress(httpx.HTTPError):
+                return (
+                    httpx.get(f"{base}/ready", timeout=2).status_code == 200 and "curl" in (home / "up.log").read_text()
+                )
+            return False
+
+        wait_until_sync(ready, timeout=120, description=f"stack ready, log {home / 'up.log'}")
+        key = (home / "api-key").read_text().strip()
+        with httpx.Client(base_url=f"{base}/api/v1", headers={"X-API-Key": key}, timeout=30) as api:
+            yield RunningStack(home, env, child, api, ollama)
+    finally:
+        members = family(child.pid)
+        if child.poll() is None:
+            child.send_signal(signal.SIGTERM)
+            try:
+                child.wait(20)
+            except subprocess.TimeoutExpired:
+                for member in members:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        member.kill()
+                child.wait()
+                raise
+        _, left = psutil.wait_procs(members, timeout=3)
+        assert not left, f"left running after SIGTERM: {left}"
+
+
+@pytest.fixture(scope="session")
+def ollama() -> Iterator[str]:
+    """The address of a scripted model server that has the reference's model."""
+    with servers.open_folder() as home:
+        port = servers.free_port()
+        script = home / "models.json"
+        script.write_text('{"models": [{"name": "llama3.1:8b", "size": 8100000000, "text": "Qubits can be both."}]}')
+        argv = [sys.executable, "-m", "ai_task_orchestra.testing.scripted_ollama", "--port", str(port)]
+        with servers.process([*argv, "--script", str(script)], log=home / "ollama.log"):
+            url = f"http://127.0.0.1:{port}"
+
+            def ready() -> bool:
+                with contextlib.suppress(httpx.HTTPError):
+                    return httpx.get(f"{url}/api/version", timeout=2).status_code == 200
+                return False
+
+            wait_until_sync(ready, description="scripted model server ready")
+            yield url
+
+
+@pytest.fixture(scope="session")
+def stack(ollama: str) -> Iterator[RunningStack]:
+    """One stack for all acceptance tests of a session."""
+    with servers.open_folder() as home, running(environment(home, OLLAMA_HOST=ollama), ollama) as up:
+        yield up
