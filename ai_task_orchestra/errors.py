@@ -3,8 +3,14 @@
     OrchestraError
     ├── ConfigurationError      a setting, port, folder or installation that can't be used (CLI exit 2)
     ├── UnreachableError        a server that should answer does not (CLI exit 3)
+    ├── RefusedError            the API does not accept our key, or the key may not do this (CLI exit 4)
+    ├── InvalidRequestError     the API does not accept what we sent (CLI exit 2)
     ├── NotFoundError           a task, template, key or batch that does not exist (CLI exit 4)
+    │   └── UnknownDependencyError
     ├── ConflictError           the present state does not allow the request (CLI exit 4)
+    │   ├── DependencyFailedError
+    │   ├── IdempotencyMismatchError
+    │   └── IdempotencyBusyError
     ├── DispatchError           Prefect did not take a flow run
     ├── TemplateError           a template file that can't be used: path, line, reason
     ├── ParameterError          parameters that do not fit their template
@@ -15,7 +21,8 @@
         ├── GitError            clone or checkout failed
         ├── ScriptError         a script or command ended with a code other than 0
         ├── StepInputError      a field's value can't be used (path outside its folder, refused URL, ...)
-        └── StepTimeoutError    a step's time ran out
+        ├── StepTimeoutError    a step's time ran out
+        └── InternalStepError   a bug of ours; the message holds no more than its kind
 
 Domain errors know no HTTP: `api.errors` maps them by walking the class's MRO.
 """
@@ -48,16 +55,52 @@ class UnreachableError(OrchestraError):
     code = "unreachable"
 
 
+class RefusedError(OrchestraError):
+    """The API refuses this key."""
+
+    code = "refused"
+
+
+class InvalidRequestError(OrchestraError):
+    """The API does not accept the request."""
+
+    code = "invalid_request"
+
+
 class NotFoundError(OrchestraError):
     """There is no such thing."""
 
     code = "not_found"
 
 
+class UnknownDependencyError(NotFoundError):
+    """A task in depends_on does not exist."""
+
+    code = "unknown_dependency"
+
+
 class ConflictError(OrchestraError):
     """The present state does not allow this."""
 
     code = "conflict"
+
+
+class DependencyFailedError(ConflictError):
+    """A task in depends_on already failed or was cancelled."""
+
+    code = "dependency_failed"
+
+
+class IdempotencyMismatchError(ConflictError):
+    """This Idempotency-Key was used for another request."""
+
+    code = "idempotency_mismatch"
+
+
+class IdempotencyBusyError(ConflictError):
+    """The first request with this Idempotency-Key is still being written."""
+
+    code = "idempotency_busy"
 
 
 class DispatchError(OrchestraError):
@@ -154,3 +197,9 @@ class StepTimeoutError(StepError):
     """A step's time ran out."""
 
     code = "timeout"
+
+
+class InternalStepError(StepError):
+    """Something unexpected happened."""
+
+    code = "internal"

@@ -25,6 +25,11 @@ LABEL_TASK: Final = "orchestra.task"
 LABEL_TENANT: Final = "orchestra.tenant"
 LABEL_PRIORITY: Final = "orchestra.priority"
 
+# A step's retries with at most this delay happen inside its flow run; longer ones are attempts of their own.
+IN_PLACE_RETRY_SECONDS: Final = 30.0
+
+_CLAIMED_BY: Final = "Claimed by worker "
+
 # The artifact type under which an attempt reports how it went; its data is an `AttemptReport`.
 REPORT_ARTIFACT_TYPE: Final = "orchestra-report"
 # Description of the markdown artifact that shows the answer to people.
@@ -52,6 +57,27 @@ def priority_of_queue(name: str | None) -> int:
 def idempotency_key(task_id: str, generation: int) -> str:
     """The key under which a task's attempt is created in Prefect: creating it twice gives the same flow run."""
     return f"{task_id}:{generation}"
+
+
+def infrastructure_pid(worker: str, pid: int) -> str:
+    """What a flow run that is executed carries as its `infrastructure_pid`: who runs it. Set before it is Running."""
+    return f"{worker}:{pid}"
+
+
+def worker_of_run(infrastructure_pid: str | None) -> str | None:
+    """The name of the worker that executes a flow run; None when none of ours does yet."""
+    worker, _, pid = (infrastructure_pid or "").rpartition(":")
+    return worker if worker and pid.isdecimal() else None
+
+
+def claim_message(worker: str) -> str:
+    """The message of the Pending state by which a worker claims a flow run."""
+    return f"{_CLAIMED_BY}{worker}"
+
+
+def worker_of_claim(message: str | None) -> str | None:
+    """The name of the worker that claimed a flow run, from its Pending state's message."""
+    return message.removeprefix(_CLAIMED_BY) or None if message and message.startswith(_CLAIMED_BY) else None
 
 
 def task_of_run(flow_run_id: UUID | str, key: str | None) -> tuple[str, int]:
@@ -82,7 +108,10 @@ class ErrorReport(TypedDict):
 
 
 class AttemptReport(TypedDict):
-    """The data of the report artifact: written by the child before its run reaches a final state."""
+    """The data of the report artifact: written by the child before its run reaches a final state.
+
+    `retryable` stands beside `error`: whether another attempt may help.
+    """
 
     version: Literal[1]
     task_id: str
@@ -90,4 +119,5 @@ class AttemptReport(TypedDict):
     worker: str
     result: NotRequired[dict[str, Any]]
     error: NotRequired[ErrorReport]
+    retryable: NotRequired[bool]
     resource_usage: NotRequired[dict[str, Any]]

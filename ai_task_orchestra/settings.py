@@ -14,6 +14,7 @@ from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ai_task_orchestra.errors import ConfigurationError
+from ai_task_orchestra.protocol import CATALOG_MODULE
 
 PositiveSeconds = Annotated[float, Field(gt=0)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -40,6 +41,9 @@ class Settings(BaseSettings):
     input_dirs: PathList = ()
     output_dirs: PathList = ()
 
+    # The API's documentation page and OpenAPI document; unset: only while listening on loopback.
+    docs: bool | None = None
+
     # Databases. Without a URL the embedded PostgreSQL serves both.
     database_url: str | None = None
     prefect_database_url: str | None = Field(
@@ -61,7 +65,11 @@ class Settings(BaseSettings):
     work_pool: str = "default"
     worker_limit: Annotated[int, Field(ge=1)] = 2
     worker_name: str | None = None
+    # The module that holds one flow object per template.
+    catalog_module: str = CATALOG_MODULE
     git_protocols: CommaList = ("https", "ssh")
+    # Whether the step http_request may reach addresses that are not on the public internet.
+    http_allow_private: bool = False
 
     # Limits.
     max_body_bytes: Annotated[int, Field(gt=0)] = 1024 * 1024
@@ -143,15 +151,13 @@ class Settings(BaseSettings):
 
     @property
     def ollama_url(self) -> str:
-        """The model backend's address, completed the way Ollama's own tools do."""
-        host = self.ollama_host or "127.0.0.1:11434"
-        if "://" not in host:
-            host = f"http://{host}"
-        scheme, _, rest = host.partition("://")
-        rest = _connectable(rest.rstrip("/"))
-        if ":" not in rest.split("/", 1)[0]:
-            rest = f"{rest}:{443 if scheme == 'https' else 11434}"
-        return f"{scheme}://{rest}"
+        """The model backend's address, completed as Ollama's own tools do: with a scheme, that scheme's port."""
+        scheme, separator, rest = (self.ollama_host or "127.0.0.1").strip().rpartition("://")
+        port = {"https": 443, "http": 80}.get(scheme, 11434) if separator else 11434
+        authority, _, path = _connectable(rest.rstrip("/")).partition("/")
+        if not authority.rpartition(":")[2].isdecimal() or authority.endswith("]"):
+            authority = f"{authority}:{port}"
+        return f"{scheme or 'http'}://{authority}{'/' if path else ''}{path}"
 
     @property
     def api_key_file(self) -> Path:

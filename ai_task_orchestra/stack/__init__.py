@@ -1,0 +1,1 @@
+"""What `orchestra up` starts and watches: PostgreSQL, Prefect server, API, worker, model backend."""

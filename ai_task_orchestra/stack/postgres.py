@@ -182,7 +182,17 @@ def _initdb(programs: Path, data: Path, password: str, account: pwd.struct_passw
     scratch.mkdir(mode=0o700, parents=True)
     if account is not None:
         os.chown(scratch, account.pw_uid, account.pw_gid)
-    command = [programs / "bin" / "initdb", "-D", scratch, "-U", SUPERUSER, "-A", "scram-sha-256", "-E", "UTF8"]
+    command: list[str | Path] = [
+        programs / "bin" / "initdb",
+        "-D",
+        scratch,
+        "-U",
+        SUPERUSER,
+        "-A",
+        "scram-sha-256",
+        "-E",
+        "UTF8",
+    ]
     # initdb opens the file by name and as its own user: a pipe of ours would be refused.
     password_file = data.with_name(f"{data.name}.password")
     password_file.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -131,7 +132,9 @@ def ollama() -> Iterator[str]:
     with servers.open_folder() as home:
         port = servers.free_port()
         script = home / "models.json"
-        script.write_text('{"models": [{"name": "llama3.1:8b", "size": 8100000000, "text": "Qubits can be both."}]}')
+        script.write_text(
+            '{"models": [{"name": "llama3.1:8b", "size_bytes": 8100000000, "text": "Qubits can be both."}]}'
+        )
         argv = [sys.executable, "-m", "ai_task_orchestra.testing.scripted_ollama", "--port", str(port)]
         with servers.process([*argv, "--script", str(script)], log=home / "ollama.log"):
             url = f"http://127.0.0.1:{port}"

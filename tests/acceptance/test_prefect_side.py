@@ -42,11 +42,16 @@ def test_the_ui_shows_run_steps_logs_and_answer(stack: RunningStack, page: Page,
     expect(page.get_by_text(f"ollama-inference-{task_id[:8]}").first).to_be_visible(timeout=30_000)
     expect(page.get_by_text("Completed").first).to_be_visible()
     expect(page.get_by_text("ollama_generate").first).to_be_visible()
-    page.get_by_role("tab", name="Task Runs").click()
-    expect(page.get_by_role("main").get_by_text("ollama_generate").first).to_be_visible()
-    page.get_by_role("tab", name="Artifacts").click()
+    expect(page.get_by_text("Beginning flow run").first).to_be_visible()
+    page.get_by_text("Task Runs", exact=True).click()
+    expect(page.get_by_role("link", name="ollama_generate").first).to_be_visible()
+    page.screenshot(path=tmp_path / "task-runs.png")
+    page.get_by_text("Artifacts", exact=True).click()
+    expect(page.get_by_text("Answer", exact=True).first).to_be_visible()
     page.screenshot(path=tmp_path / "artifacts.png")
-    expect(page.get_by_text("Answer").first).to_be_visible()
+    page.get_by_text("markdown", exact=True).click()
+    expect(page.get_by_text("Qubits can be both.").first).to_be_visible()
+    page.screenshot(path=tmp_path / "answer.png")
 
 
 def test_prefect_deploy_registers_the_deployments_that_bootstrap_made(stack: RunningStack) -> None:

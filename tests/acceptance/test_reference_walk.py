@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 
+import httpx
 import pytest
 
 from tests.acceptance.conftest import RunningStack
@@ -33,8 +34,8 @@ def walk(stack: RunningStack) -> Walk:
     walk = Walk()
     walk.completed = stack.submit("ollama-inference", {"model": "llama3.1:8b", "prompt": prompt})
     stack.wait_for(walk.completed)
-    stack.api.get("/tasks").raise_for_status()
-    _slow_next_answer(stack)
+    slow = {"endpoint": "generate", "contains": "Example prompt", "fault": "drip", "seconds": 30}
+    httpx.post(f"{stack.ollama}/__script", json=slow).raise_for_status()
     walk.running = stack.submit("ollama-inference", {"model": "llama3.1:8b", "prompt": "Example prompt"})
     stack.wait_for(walk.running, "running")
     walk.queued = stack.submit(
@@ -44,10 +45,6 @@ def walk(stack: RunningStack) -> Walk:
         depends_on=[walk.running],
     )
     return walk
-
-
-def _slow_next_answer(stack: RunningStack) -> None:
-    raise NotImplementedError
 
 
 def _without(body: dict, names: set[str]) -> dict:

@@ -1,0 +1,3 @@
+from ai_task_orchestra.cli import main
+
+main()

@@ -1,0 +1,76 @@
+"""A whole stack: started in order, kept running while it is used, stopped in reverse order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from ai_task_orchestra.settings import Settings
+from ai_task_orchestra.stack.home import locked_home
+from ai_task_orchestra.stack.leftovers import LEFTOVER_SECONDS
+from ai_task_orchestra.stack.orphans import OrphanSweep
+from ai_task_orchestra.stack.ports import check_ports
+from ai_task_orchestra.stack.report import StartReport
+from ai_task_orchestra.stack.signals import StopSignals
+from ai_task_orchestra.stack.start import RunningStack, StackStart
+from ai_task_orchestra.stack.supervisor import Supervisor
+
+# A stack is gone within 15 s of the signal.
+STOP_SECONDS = 14.0
+
+
+async def run_stack(
+    settings: Settings,
+    report: StartReport,
+    use: Callable[[RunningStack], Awaitable[int]],
+    *,
+    sweep: OrphanSweep | None = None,
+) -> int | None:
+    """Start a stack, hand it to `use`, stop it, and return what `use` returned; None if a signal ended it.
+
+    Lifecycle: 1. lock the data directory; 2. check the ports; 3. start; 4. `use`; 5. stop, in reverse order.
+    A signal at any time leads to 5.
+
+    Raises:
+        OrchestraError: it can't be started; what had been started is stopped.
+    """
+    with StopSignals() as signals, locked_home(settings) as place, report:
+        supervisor = Supervisor(place.logs, report.say, sweep=sweep)
+        start = StackStart(settings, report, supervisor, place)
+        work = asyncio.ensure_future(_start_and_use(start, use))
+        asked = asyncio.ensure_future(signals.asked.wait())
+        try:
+            await asyncio.wait({work, asked}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                report.say("stopping; once more to stop at once")
+            return await _outcome(work)
+        finally:
+            asked.cancel()
+            report.close()
+            await supervisor.stop(signals.now, within_seconds=STOP_SECONDS)
+            place.database_url_file.unlink(missing_ok=True)
+
+
+async def _outcome(work: asyncio.Future[int]) -> int | None:
+    """What the work returned or raised; None for work that had to be cancelled."""
+    if not work.done():
+        work.cancel()
+    try:
+        return await work
+    except asyncio.CancelledError:
+        return None
+    except BaseExceptionGroup as group:
+        raise _first_cause(group) from None
+
+
+def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    for error in group.exceptions:
+        return _first_cause(error) if isinstance(error, BaseExceptionGroup) else error
+    return group
+
+
+async def _start_and_use(start: StackStart, use: Callable[[RunningStack], Awaitable[int]]) -> int:
+    await check_ports(start.settings, wait_seconds=LEFTOVER_SECONDS if start.place.after_a_crash else 0.0)
+    stack = await start.run()
+    start.report.close()
+    return await use(stack)

@@ -1,0 +1,74 @@
+"""One subscription to Prefect's events for the whole worker: what became due, what is to be cancelled.
+
+Events are hints: they may be lost, and come before the change they tell of is committed. Everything that listens here
+looks for itself, and also looks regularly without being told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+from uuid import UUID
+
+from prefect.events import Event
+from prefect.events.clients import get_events_subscriber
+from prefect.events.filters import EventAnyResourceFilter, EventFilter, EventNameFilter
+
+from ai_task_orchestra import protocol
+from ai_task_orchestra.worker.patient_client import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
+
+_log = logging.getLogger(__name__)
+
+_PREFIX: Final = "prefect.flow-run."
+DUE: Final = frozenset({_PREFIX + protocol.STATE_QUEUED, _PREFIX + "Scheduled"})
+ENDED: Final = frozenset({_PREFIX + "Cancelling", _PREFIX + "Cancelled"})
+
+
+class EventSubscription:
+    """Listens for as long as it runs, and connects again whenever the connection is lost."""
+
+    def __init__(
+        self,
+        pool_id: Callable[[], UUID],
+        *,
+        on_due: Callable[[UUID], None],
+        on_cancel: Callable[[UUID], None],
+        on_connected: Callable[[], None],
+    ) -> None:
+        """`on_connected`: called after each gap in which events may have been missed."""
+        self._pool_id = pool_id
+        self._on_due = on_due
+        self._on_cancel = on_cancel
+        self._on_connected = on_connected
+
+    async def run(self) -> None:
+        """Listen until cancelled."""
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                subscriber = get_events_subscriber(filter=self._filter(), reconnection_attempts=0)
+                async with subscriber:
+                    _log.debug("worker.events_connected")
+                    pause = FIRST_PAUSE_SECONDS
+                    self._on_connected()
+                    async for event in subscriber:
+                        self._take(event)
+            except Exception as exc:  # websockets, sockets and Prefect each raise their own kinds
+                _log.debug("worker.events_disconnected", extra={"error": f"{type(exc).__name__}: {exc}"})
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+
+    def _filter(self) -> EventFilter:
+        return EventFilter(
+            event=EventNameFilter(name=sorted(DUE | ENDED)),
+            any_resource=EventAnyResourceFilter(id=[f"prefect.work-pool.{self._pool_id()}"]),
+        )
+
+    def _take(self, event: Event) -> None:
+        run_id = UUID(event.resource.id.removeprefix(_PREFIX))
+        if event.event in DUE:
+            self._on_due(run_id)
+        else:
+            self._on_cancel(run_id)

@@ -1,0 +1,55 @@
+"""The engine for our own database."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import Any, Final
+
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+
+from ai_task_orchestra.errors import ConfigurationError
+
+POOL_SIZE: Final = 12
+POOL_OVERFLOW: Final = 8
+#: Waiting for a free connection longer than this is answered as "unavailable".
+POOL_WAIT_SECONDS: Final = 10.0
+CONNECT_SECONDS: Final = 5.0
+#: No statement of ours is meant to take this long.
+STATEMENT_SECONDS: Final = 30.0
+
+
+def asyncpg_url(database_url: str) -> str:
+    """The address in the spelling SQLAlchemy's asyncpg driver wants."""
+    _, separator, rest = database_url.partition("://")
+    if not separator:
+        raise ConfigurationError("the database URL is not postgresql://user:password@host/database")
+    return f"postgresql+asyncpg://{rest}"
+
+
+def plain_url(database_url: str) -> str:
+    """The address in the spelling asyncpg itself wants."""
+    return f"postgresql://{database_url.partition('://')[2]}"
+
+
+def open_engine(database_url: str, **options: Any) -> AsyncEngine:
+    """An engine; nothing is connected yet. Dispose of it at the end."""
+    return create_async_engine(
+        asyncpg_url(database_url),
+        pool_size=POOL_SIZE,
+        max_overflow=POOL_OVERFLOW,
+        pool_timeout=POOL_WAIT_SECONDS,
+        pool_pre_ping=True,
+        json_serializer=partial(json.dumps, allow_nan=False, separators=(",", ":")),
+        connect_args={
+            "timeout": CONNECT_SECONDS,
+            "command_timeout": STATEMENT_SECONDS,
+            "server_settings": {"application_name": "orchestra-api"},
+        },
+        **options,
+    )
+
+
+def sessions_of(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
+    """Sessions whose records stay readable after the commit."""
+    return async_sessionmaker(engine, expire_on_commit=False)

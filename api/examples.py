@@ -1,0 +1,82 @@
+"""The examples of the API reference, shown in the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+INFERENCE_PARAMETERS: Final = {"model": "llama3.1:8b", "prompt": "Explain quantum computing in simple terms"}
+
+TASK_REQUEST: Final[dict[str, Any]] = {
+    "template": "ollama-inference",
+    "parameters": INFERENCE_PARAMETERS,
+    "priority": 5,
+    "depends_on": [],
+}
+
+TASK_ACCEPTED: Final[dict[str, Any]] = {
+    "id": "8c1f2f0e-6f6a-4a51-9a53-0d1f6f7f2c11",
+    "status": "queued",
+    "priority": 5,
+    "created_at": "2025-08-09T10:30:00.000000Z",
+    "template": "ollama-inference",
+    "parameters": INFERENCE_PARAMETERS,
+    "depends_on": [],
+}
+
+TASK_LISTED: Final[dict[str, Any]] = {
+    "id": "8c1f2f0e-6f6a-4a51-9a53-0d1f6f7f2c11",
+    "status": "completed",
+    "priority": 5,
+    "created_at": "2025-08-09T10:30:00.000000Z",
+    "completed_at": "2025-08-09T10:45:00.000000Z",
+    "template": "ollama-inference",
+}
+
+TASK_GROUPED: Final[dict[str, Any]] = TASK_LISTED | {"started_at": "2025-08-09T10:32:00.000000Z"}
+
+TASK_DETAIL: Final[dict[str, Any]] = TASK_GROUPED | {
+    "parameters": {"model": "llama3.1:8b", "prompt": "Example prompt"},
+    "depends_on": [],
+    "result": {"output": "Example output from the model"},
+    "resource_usage": {"model_name": "llama3.1:8b", "inference_time_seconds": 45.2, "memory_used_gb": 8.1},
+    "attempts": [
+        {
+            "number": 1,
+            "worker": "gpu-1",
+            "started": "2025-08-09T10:32:00.000000Z",
+            "ended": "2025-08-09T10:45:00.000000Z",
+            "outcome": "completed",
+        }
+    ],
+}
+
+PRIORITY_CHANGED: Final[dict[str, Any]] = {
+    "id": "8c1f2f0e-6f6a-4a51-9a53-0d1f6f7f2c11",
+    "priority": 8,
+    "status": "queued",
+}
+
+TEMPLATE_SUMMARY: Final[dict[str, Any]] = {
+    "name": "ollama-inference",
+    "description": "Run inference with specified model and prompt",
+    "parameters": [
+        {"name": "model", "type": "string", "required": True, "description": "Ollama model name"},
+        {"name": "prompt", "type": "string", "required": True, "description": "Prompt for the model"},
+        {"name": "system_prompt", "type": "string", "required": False, "description": "Optional system prompt"},
+    ],
+}
+
+TEMPLATE_DETAIL: Final[dict[str, Any]] = TEMPLATE_SUMMARY | {
+    "steps": [
+        {
+            "type": "ollama_generate",
+            "model": "{{model}}",
+            "prompt": "{{prompt}}",
+            "system": "{{system_prompt}}",
+        }
+    ],
+}
+
+VALIDATION: Final[dict[str, Any]] = {"valid": True, "missing_parameters": [], "invalid_parameters": []}
+
+PROBLEM: Final[dict[str, Any]] = {"detail": "There is no task with this id.", "code": "not_found"}

@@ -1,0 +1,81 @@
+"""The seam to Prefect: everything the core asks of it. `api.prefect_gateway` speaks to a real server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from typing import Any, Protocol
+from uuid import UUID
+
+from api.prefect_types import Deployment, FlowRun, LogPage, NewRun, RunEvent, RunFilter, RunState, StateAnswer, Worker
+
+#: Prefect's largest page.
+PAGE = 200
+
+
+class PrefectGateway(Protocol):
+    """What we use of Prefect.
+
+    Every method may raise UnreachableError (no answer; the call may be repeated as it is) or DispatchError (refused).
+    """
+
+    async def deployment(self, name: str) -> Deployment | None:
+        """The deployment `name` of the flow `name`."""
+        ...
+
+    async def deployment_by_id(self, deployment_id: UUID) -> Deployment | None: ...
+
+    async def flow_name(self, flow_id: UUID) -> str | None: ...
+
+    async def create_run(self, deployment_id: UUID, run: NewRun) -> FlowRun | None:
+        """Create a run, or find the one with this idempotency key. None: there is no such deployment."""
+        ...
+
+    async def propose(
+        self,
+        run_id: UUID,
+        state_type: str,
+        *,
+        name: str | None = None,
+        message: str | None = None,
+        scheduled_time: datetime | None = None,
+        transition_id: UUID | None = None,
+        force: bool = False,
+    ) -> StateAnswer | None:
+        """Propose a state; proposing it again under the same `transition_id` changes nothing. None: no such run."""
+        ...
+
+    async def delete_run(self, run_id: UUID) -> None:
+        """Delete a run; one that is gone already is no error."""
+        ...
+
+    async def runs(self, ids: Collection[UUID]) -> dict[UUID, FlowRun]:
+        """The runs among `ids` (at most `PAGE`) that exist."""
+        ...
+
+    async def states(self, run_id: UUID) -> list[RunState]:
+        """A run's states, oldest first."""
+        ...
+
+    async def find_runs(self, which: RunFilter, *, offset: int = 0) -> list[FlowRun]:
+        """One page of at most `PAGE` runs. A page that is full may have a next one."""
+        ...
+
+    async def reports(self, run_ids: Collection[UUID]) -> dict[UUID, Mapping[str, Any]]:
+        """The report artifact of each of `run_ids` (at most `PAGE`) that wrote one; the latest counts."""
+        ...
+
+    async def workers(self, pool: str) -> list[Worker]:
+        """The workers of a pool, online or not; none for a pool that does not exist."""
+        ...
+
+    async def logs(self, run_ids: Collection[UUID], *, limit: int, offset: int) -> LogPage: ...
+
+    async def problem(self, pool: str) -> str | None:
+        """Why tasks of `pool` can't be dispatched, in a sentence; None if they can. Never raises."""
+        ...
+
+    def events(self) -> AbstractAsyncContextManager[AsyncIterator[RunEvent]]:
+        """State changes of flow runs from now on. Lossy; the iterator raises UnreachableError when it breaks."""
+        ...

@@ -1,0 +1,218 @@
+"""Flow run → row: brings tasks in line with what Prefect says.
+
+Whoever learns of a flow run (an event, a poll, an answer of Prefect to ourselves) hands it to `apply`, in any order
+and as often as they like. Old news change nothing, and the first final state wins.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.exc import InterfaceError, OperationalError, StatementError
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+from ai_task_orchestra.protocol import task_of_run
+from api import live_store
+from api.adoption import Adoption
+from api.gateway import PAGE, PrefectGateway
+from api.live_store import LiveTask
+from api.models import Phase
+from api.prefect_types import CANCELLING, FINAL_STATES, RUNNING, SCHEDULED, FlowRun
+from api.transitions import Again, Decision, Finish, contradicts, decide, error_of, outcome, phase_of, retry_at
+from api.wake import Wake
+
+logger = logging.getLogger(__name__)
+
+Report = Mapping[str, Any]
+
+
+class Mirror:
+    """The only writer of a task's status after it was accepted (besides cancelling what Prefect does not have)."""
+
+    def __init__(
+        self,
+        sessions: async_sessionmaker[AsyncSession],
+        gateway: PrefectGateway,
+        adoption: Adoption,
+        wake: Wake,
+    ) -> None:
+        self._sessions, self._gateway, self._adoption, self._wake = sessions, gateway, adoption, wake
+
+    async def reconcile(self, run_ids: Collection[UUID]) -> dict[UUID, FlowRun]:
+        """Read flow runs (any number) and bring their tasks in line; returns those that exist."""
+        wanted = list(run_ids)
+        found: dict[UUID, FlowRun] = {}
+        for start in range(0, len(wanted), PAGE):
+            page = wanted[start : start + PAGE]
+            runs = await self._gateway.runs(page)
+            await self.take_in(runs.values())
+            for run_id in page:
+                if run_id not in runs:
+                    await self.missing(run_id)
+            found |= runs
+        return found
+
+    async def take_in(self, runs: Iterable[FlowRun]) -> None:
+        """Bring tasks in line with runs just read; those that have not changed cost one query together."""
+        listed = list(runs)
+        async with self._sessions() as session:
+            known = await live_store.mirrored_states(session, [run.id for run in listed])
+        news = [run for run in listed if known.get(run.id) != run.state.id]
+        ended = [run.id for run in news if run.state.type in FINAL_STATES]
+        reports: dict[UUID, Report] = {}
+        for start in range(0, len(ended), PAGE):
+            reports |= await self._gateway.reports(ended[start : start + PAGE])
+        for run in news:
+            try:
+                await self.apply(run, reports.get(run.id))
+            except (StatementError, ValueError) as exc:
+                if getattr(exc, "connection_invalidated", False) or isinstance(exc, OperationalError | InterfaceError):
+                    raise
+                # One run that can't be stored must not keep the others from being mirrored.
+                logger.exception("flow_run_not_mirrored", extra={"flow_run_id": str(run.id)})
+
+    async def apply(self, run: FlowRun, report: Report | None = None) -> None:
+        """Bring one task in line with its flow run. `report`: what the attempt left, needed for final states."""
+        task_id, generation = task_of_run(run.id, run.idempotency_key)
+        if not await self._apply(run, UUID(task_id), generation, report) and await self._adoption.adopt(
+            run, UUID(task_id), generation
+        ):
+            await self._apply(run, UUID(task_id), generation, report)
+        self._wake.dispatch()
+
+    async def _apply(self, run: FlowRun, task_id: UUID, generation: int, report: Report | None) -> bool:
+        """False: there is no such task."""
+        async with self._sessions.begin() as session:
+            task = await live_store.lock(session, task_id)
+            if task is None:
+                return False
+            if task.generation != generation or task.flow_run_id not in (None, run.id) or task.is_final:
+                await self._contradict(session, task, run, generation)
+            elif task.state_at is None or task.state_at <= run.state.timestamp:
+                await self._bring_in_line(session, task, run, report)
+                await self._wake.announce(session)
+            return True
+
+    async def missing(self, run_id: UUID) -> None:
+        """A task's flow run is not in Prefect any more.
+
+        Somebody deleted it by hand: the task is cancelled, since running it again would be the opposite of what they
+        wanted. But if its deployment is gone as well (a template was removed and deployed again, or Prefect's
+        database was replaced), nobody meant this task, and it gets a new flow run.
+        """
+        async with self._sessions() as session:
+            task_id = await live_store.task_of_flow_run(session, run_id)
+            task = await live_store.read(session, task_id) if task_id else None
+        if task is None or task.is_final:
+            return
+        meant = task.adopted or task.cancel_requested_at is not None
+        if not meant and task.deployment_id is not None:
+            meant = await self._gateway.deployment_by_id(task.deployment_id) is not None
+        async with self._sessions.begin() as session:
+            locked = await live_store.lock(session, task.id)
+            if locked is None or locked.flow_run_id != run_id or locked.is_final:
+                return
+            if meant:
+                error = {"type": "deleted_in_prefect", "message": "Its flow run was deleted in Prefect."}
+                asked_for = locked.cancel_requested_at is not None
+                await live_store.finish(session, locked, "cancelled", error=None if asked_for else error)
+            else:
+                await live_store.begin_again(session, locked, deployment_id=None, flow_id=None)
+            await self._wake.announce(session)
+        logger.warning(
+            "flow_run_missing", extra={"task_id": str(task.id), "flow_run_id": str(run_id), "deleted": meant}
+        )
+        self._wake.dispatch()
+
+    async def _bring_in_line(self, session: AsyncSession, task: LiveTask, run: FlowRun, report: Report | None) -> None:
+        decision = decide(task.standing, run.state.type)
+        if isinstance(decision, Again) and not decision.lost and (report or {}).get("retryable") is False:
+            decision = Finish("failed", "failed")
+        worker = (report or {}).get("worker") or run.worker or task.worker
+        if run.state.type == SCHEDULED:
+            worker = None  # nobody's (any more): a worker that stops gives its claims back
+        how = outcome(run.state.type)
+        if run.start_time is not None or run.state.type == RUNNING or how == "crashed":
+            ended = run.state.timestamp if how else None
+            await live_store.record_attempt(session, task, run, worker=worker, ended=ended, how=how)
+        columns: dict[str, Any] = {
+            "flow_run_id": run.id,
+            "deployment_id": run.deployment_id,
+            "flow_id": run.flow_id,
+            "state_id": run.state.id,
+            "state_at": run.state.timestamp,
+            "worker": worker,
+            "started_at": task.started_at or run.start_time,
+        }
+        await self._write(session, task, run, decision, columns, report)
+        if task.status != getattr(decision, "status", "queued"):
+            logger.info(
+                "task_status",
+                extra={
+                    "task_id": str(task.id),
+                    "flow_run_id": str(run.id),
+                    "status": getattr(decision, "status", "queued"),
+                    "state": run.state.name,
+                },
+            )
+
+    async def _write(
+        self,
+        session: AsyncSession,
+        task: LiveTask,
+        run: FlowRun,
+        decision: Decision,
+        columns: dict[str, Any],
+        report: Report | None,
+    ) -> None:
+        if isinstance(decision, Finish):
+            columns |= _left_behind(run, decision, report)
+            await live_store.finish(session, task, decision.status, at=run.state.timestamp, **columns)
+        elif isinstance(decision, Again):
+            counted = {"losses": task.losses + 1} if decision.lost else {"failures": task.failures + 1}
+            not_before = retry_at(datetime.now(UTC), decision.delay)
+            started = {"started_at": columns["started_at"]}
+            await live_store.begin_again(session, task, not_before=not_before, **counted, **started)
+        else:
+            columns |= {"status": decision.status, "phase": phase_of(run.id, run.state, task.phase)}
+            if run.state.type == CANCELLING:
+                columns["cancelling_since"] = task.cancelling_since or datetime.now(UTC)
+            await live_store.write(session, task, **columns)
+
+    async def _contradict(self, session: AsyncSession, task: LiveTask, run: FlowRun, generation: int) -> None:
+        """A run that does not count (any more): what is live of it must go, what ended differently is written down."""
+        state = run.state
+        if task.is_final and task.phase == Phase.CREATING:
+            await live_store.end_phase(session, task.id)
+        if task.state_id == state.id:
+            return
+        if state.type not in FINAL_STATES:
+            if not task.adopted:  # a run that somebody made in Prefect is theirs to run again
+                await live_store.dispose(session, run.id, task.id, live_store.CANCEL)
+            if task.is_final and task.flow_run_id == run.id:
+                detail: dict[str, Any] = {"state": state.name, "status": task.status}
+                await live_store.audit(session, "live_after_end", task.id, run, detail)
+            return
+        decided = task.status if task.flow_run_id == run.id else await live_store.recorded_outcome(session, run.id)
+        if decided == "crashed":
+            decided = "failed"
+        if decided is not None and contradicts(decided, state.type):
+            detail = {"state": state.name, "generation": generation, "decided": decided}
+            await live_store.audit(session, "late_state", task.id, run, detail)
+            logger.warning(
+                "late_state", extra={"task_id": str(task.id), "flow_run_id": str(run.id), "state": state.name}
+            )
+
+
+def _left_behind(run: FlowRun, decision: Finish, report: Report | None) -> dict[str, Any]:
+    """The columns that the attempt's report fills."""
+    left: dict[str, Any] = {"resource_usage": (report or {}).get("resource_usage")}
+    if decision.status == "completed":
+        left["result"] = (report or {}).get("result")
+    elif decision.error_type is not None:
+        left["error"] = error_of(run.state, decision.error_type, report)
+    return left

@@ -1,0 +1,197 @@
+"""`/tasks`: submit, list, look at, reorder and cancel."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends, Query, Response
+from pydantic import Field, ValidationError
+
+from ai_task_orchestra.errors import NotFoundError, ParameterError, UnknownDependencyError
+from ai_task_orchestra.settings import Settings
+from ai_task_orchestra.template import TemplateSpec
+from api import responses, schemas
+from api.auth import Caller, Writer
+from api.documentation import COUNTED, CREATED, REQUEST_BODY_TASK, problems
+from api.errors import ApiError, validation_error
+from api.guard import CleanText, Digits, idempotency_key, json_body
+from api.responses import JsonAnswer
+from api.rooms import OpenRooms
+from api.views import NewTask
+
+MAX_LIMIT: Final = 1000
+MAX_OFFSET: Final = 10**9
+MAX_SHOWN_ID: Final = 80
+
+Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT), Digits, Query(description="Maximum number of items to return.")]
+Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET), Digits, Query(description="Pagination offset.")]
+
+router = APIRouter(tags=["tasks"])
+
+
+@router.post(
+    "/tasks",
+    status_code=201,
+    response_model=schemas.TaskAccepted,
+    summary="Create a task",
+    responses=CREATED | problems(400, 403, 404, 408, 409, 413, 415, 422),
+    openapi_extra=REQUEST_BODY_TASK,
+)
+async def create_task(
+    caller: Writer,
+    rooms: OpenRooms,
+    key: Annotated[str | None, Depends(idempotency_key)],
+    body: Annotated[Any, Depends(json_body)],
+) -> Response:
+    """Accept a task: durable once this has answered, and run as soon as its priority and dependencies allow."""
+    wanted = _read_request(body)
+    template = rooms.library.get(wanted.template)
+    _check_parameters(template, wanted.parameters, rooms.settings)
+    new = NewTask(
+        template=template,
+        parameters=wanted.parameters,
+        priority=wanted.priority,
+        depends_on=_dependencies(wanted.depends_on, rooms.settings),
+        on_dependency_failure=wanted.on_dependency_failure,
+    )
+    body_hash = _fingerprint(wanted) if key is not None else None
+    submission = await rooms.tasks.submit(new, tenant=caller.tenant, idempotency_key=key, body_hash=body_hash)
+    headers = {"Location": f"/api/v1/tasks/{submission.task.id}"}
+    if submission.created:
+        return JsonAnswer(responses.accepted(submission.task), 201, headers)
+    return JsonAnswer(responses.accepted(submission.task), 200, headers | {"Idempotent-Replayed": "true"})
+
+
+@router.get(
+    "/tasks",
+    response_model=list[schemas.TaskListed],
+    summary="List tasks",
+    responses=COUNTED | problems(422),
+)
+async def list_tasks(
+    caller: Caller,
+    rooms: OpenRooms,
+    status: Annotated[schemas.Status | None, Query(description="Filter by task status.")] = None,
+    template: Annotated[CleanText | None, Query(description="Filter by template name.")] = None,
+    limit: Limit = 100,
+    offset: Offset = 0,
+) -> Response:
+    """Tasks, newest first. The header `X-Total-Count` says how many there are without `limit` and `offset`."""
+    tasks, total = await rooms.tasks.list(
+        tenant=caller.tenant, status=status, template=template, limit=limit, offset=offset
+    )
+    return JsonAnswer([responses.listed(task) for task in tasks], headers={"X-Total-Count": str(total)})
+
+
+# Before `/tasks/{task_id}`: "status" is no task's id.
+@router.get(
+    "/tasks/status",
+    response_model=schemas.TasksByStatus,
+    summary="Get tasks by execution status",
+    responses=problems(422),
+)
+async def tasks_by_status(caller: Caller, rooms: OpenRooms, limit: Limit = 100) -> Response:
+    """Tasks grouped by their status, each group newest first and at most `limit` long."""
+    return JsonAnswer(responses.grouped(await rooms.tasks.by_status(tenant=caller.tenant, limit=limit)))
+
+
+@router.get("/tasks/{task_id}", response_model=schemas.TaskDetail, summary="Get a task", responses=problems(404))
+async def get_task(task_id: str, caller: Caller, rooms: OpenRooms) -> Response:
+    """Everything about a task: parameters, result or error, attempts, resource usage, its run in Prefect."""
+    return JsonAnswer(responses.detailed(await rooms.tasks.get(_task_id(task_id), tenant=caller.tenant)))
+
+
+@router.patch(
+    "/tasks/{task_id}/priority",
+    response_model=schemas.PriorityChanged,
+    summary="Update task priority",
+    responses=problems(403, 404, 409, 422),
+)
+async def update_priority(
+    task_id: str,
+    caller: Writer,
+    rooms: OpenRooms,
+    priority: Annotated[schemas.Priority, Digits, Query(description="New priority; 10 is the most urgent.")],
+) -> Response:
+    """Give a queued task another priority. It counts at once: the next free slot sees the new order."""
+    task = await rooms.tasks.change_priority(_task_id(task_id), priority, tenant=caller.tenant)
+    return JsonAnswer(responses.reprioritised(task))
+
+
+@router.delete(
+    "/tasks/{task_id}",
+    status_code=204,
+    response_class=Response,
+    summary="Cancel a task",
+    responses=problems(403, 404, 409),
+)
+async def cancel_task(task_id: str, caller: Writer, rooms: OpenRooms) -> Response:
+    """Cancel a queued or running task: its work really stops, and what depends on it is cancelled too."""
+    await rooms.tasks.cancel(_task_id(task_id), tenant=caller.tenant)
+    return Response(status_code=204)
+
+
+@router.get(
+    "/tasks/{task_id}/logs",
+    response_model=list[schemas.LogEntry],
+    summary="Get a task's log",
+    responses=problems(404, 422),
+)
+async def task_logs(task_id: str, caller: Caller, rooms: OpenRooms, limit: Limit = 200, offset: Offset = 0) -> Response:
+    """What the task's steps logged, oldest first."""
+    lines = await rooms.tasks.logs(_task_id(task_id), tenant=caller.tenant, limit=limit, offset=offset)
+    return JsonAnswer([responses.log_line(line) for line in lines])
+
+
+def _read_request(body: Any) -> schemas.TaskRequest:
+    try:
+        return schemas.TaskRequest.model_validate(body)
+    except ValidationError as exc:
+        raise validation_error(exc.errors(include_input=False, include_url=False), where="body") from exc
+
+
+def _check_parameters(template: TemplateSpec, parameters: dict[str, Any], settings: Settings) -> None:
+    size = len(json.dumps(parameters, ensure_ascii=False, separators=(",", ":")).encode())
+    if size > settings.max_parameters_bytes:
+        detail = f"The parameters are larger than {settings.max_parameters_bytes} bytes."
+        raise ApiError(400, "parameters_too_large", detail)
+    check = template.check(parameters)
+    if not check.valid:
+        raise ParameterError(
+            dict.fromkeys(check.missing, "is missing") | dict.fromkeys(check.invalid, "is not valid") | check.errors
+        )
+
+
+def _dependencies(given: list[str], settings: Settings) -> list[str]:
+    """The ids, each once, in the order given; ids that can't be anybody's are refused before the database is asked."""
+    distinct = list(dict.fromkeys(given))
+    if len(distinct) > settings.max_dependencies:
+        detail = f"depends_on names more than {settings.max_dependencies} tasks."
+        raise ApiError(422, "too_many_dependencies", detail)
+    for task_id in distinct:
+        if not _well_formed(task_id):
+            raise UnknownDependencyError(f"depends_on: there is no task {task_id[:MAX_SHOWN_ID]!r}.")
+    return distinct
+
+
+def _task_id(text: str) -> str:
+    """A path's task id; what is not a canonical UUID is nobody's, and never reaches the database."""
+    if not _well_formed(text):
+        raise NotFoundError("There is no task with this id.")
+    return text
+
+
+def _well_formed(text: str) -> bool:
+    try:
+        return str(uuid.UUID(text)) == text
+    except ValueError:
+        return False
+
+
+def _fingerprint(wanted: schemas.TaskRequest) -> str:
+    """What makes two requests the same under one Idempotency-Key: their meaning, not their spelling."""
+    canonical = json.dumps(wanted.model_dump(), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()

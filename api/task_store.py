@@ -1,0 +1,237 @@
+"""Accepting tasks and showing them: the SQL behind `POST /tasks`, the lists and `GET /tasks/{id}`."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+from sqlalchemy import ColumnElement, Row, Select, Table, func, literal, select, text, union_all
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+from ai_task_orchestra.errors import (
+    DependencyFailedError,
+    IdempotencyBusyError,
+    IdempotencyMismatchError,
+    UnknownDependencyError,
+)
+from api.models import FINAL, LIVE, AttemptRecord, DependencyRecord, TaskRecord
+from api.views import AttemptView, Submission, TaskView
+from api.wake import Wake
+
+TASK: Final[Table] = TaskRecord.__table__  # type: ignore[attr-defined]
+ATTEMPT: Final[Table] = AttemptRecord.__table__  # type: ignore[attr-defined]
+DEPENDENCY: Final[Table] = DependencyRecord.__table__  # type: ignore[attr-defined]
+
+AnyRow: TypeAlias = Row[*tuple[Any, ...]]
+
+STATUSES: Final = (*LIVE, *FINAL)
+#: How long a second request with the same Idempotency-Key waits for the first one's transaction.
+BUSY_MILLISECONDS: Final = 2000
+#: Messages name at most this many ids.
+NAMED: Final = 5
+
+_LOCK_NOT_AVAILABLE: Final = "55P03"
+
+_SUMMARY: Final = (
+    TASK.c.id,
+    TASK.c.status,
+    TASK.c.priority,
+    TASK.c.created_at,
+    TASK.c.started_at,
+    TASK.c.completed_at,
+    TASK.c.template,
+    TASK.c.on_dependency_failure,
+    TASK.c.flow_run_id,
+)
+_DETAIL: Final = (
+    *_SUMMARY,
+    TASK.c.parameters,
+    TASK.c.depends_on,
+    TASK.c.result,
+    TASK.c.error,
+    TASK.c.resource_usage,
+)
+_NEWEST: Final = (TASK.c.created_at.desc(), TASK.c.id.desc())
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """A row to be: columns of `task`, and what it waits for."""
+
+    columns: dict[str, Any]
+    tenant: str
+    upstream: list[uuid.UUID]
+    runs_anyway: bool
+    idempotency_key: str | None = None
+    body_hash: str | None = None
+
+
+class TaskStore:
+    """Accepts, shows and lists tasks. `ui_url` is where Prefect's UI answers."""
+
+    def __init__(self, sessions: async_sessionmaker[AsyncSession], wake: Wake, ui_url: str) -> None:
+        self._sessions, self._wake, self._ui_url = sessions, wake, ui_url.rstrip("/")
+
+    async def accept(self, new: Acceptance) -> Submission:
+        """Write a task, durable when this returns; or find the one of an earlier request with the same key.
+
+        Raises:
+            UnknownDependencyError, DependencyFailedError: a dependency does not exist, or can't complete any more.
+            IdempotencyMismatchError, IdempotencyBusyError: the key was used for another body, or is being used.
+        """
+        if new.idempotency_key is not None and (known := await self._replay(new)):
+            return known
+        try:
+            async with self._sessions.begin() as session:
+                written = await self._insert(session, new)
+                await self._wake.announce(session)
+        except DBAPIError as exc:
+            if getattr(exc.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
+                raise IdempotencyBusyError from exc
+            raise
+        if written is None:
+            known = await self._replay(new)
+            if known is None:  # the first request was rolled back between our two looks
+                raise IdempotencyBusyError
+            return known
+        self._wake.dispatch()
+        return Submission(self._view(written), True)
+
+    async def get(self, task_id: uuid.UUID, tenant: str) -> TaskView | None:
+        """Everything about a task."""
+        async with self._sessions() as session:
+            row = (await session.execute(_one(task_id, tenant))).one_or_none()
+            if row is None:
+                return None
+            attempts = await session.execute(
+                select(ATTEMPT).where(ATTEMPT.c.task_id == task_id).order_by(ATTEMPT.c.generation)
+            )
+            return self._view(row, list(attempts))
+
+    async def page(
+        self, *, tenant: str, status: str | None, template: str | None, limit: int, offset: int
+    ) -> tuple[list[TaskView], int]:
+        """One page, newest first, and how many there are in all."""
+        wanted = [TASK.c.tenant == tenant]
+        wanted += [TASK.c.status == status] if status is not None else []
+        wanted += [TASK.c.template == template] if template is not None else []
+        page = select(*_SUMMARY).where(*wanted).order_by(*_NEWEST).limit(limit).offset(offset)
+        count = select(func.count()).select_from(TASK).where(*wanted)
+        async with self._sessions() as session:
+            rows = list(await session.execute(page))
+            total = len(rows) + offset if len(rows) < limit and (rows or not offset) else await session.scalar(count)
+            return [self._view(row) for row in rows], total or 0
+
+    async def by_status(self, *, tenant: str, limit: int) -> dict[str, list[TaskView]]:
+        """The newest of each status: five short index scans, however many tasks there are."""
+        groups = [
+            select(*_SUMMARY, literal(number).label("group"))
+            .where(TASK.c.tenant == tenant, TASK.c.status == status)
+            .order_by(*_NEWEST)
+            .limit(limit)
+            .subquery()
+            for number, status in enumerate(STATUSES)
+        ]
+        found: dict[str, list[TaskView]] = {status: [] for status in STATUSES}
+        async with self._sessions() as session:
+            for row in await session.execute(union_all(*(select(group) for group in groups))):
+                found[row.status].append(self._view(row))
+        for views in found.values():  # UNION ALL promises no order
+            views.sort(key=lambda view: (view.created_at, uuid.UUID(view.id)), reverse=True)
+        return found
+
+    async def flow_runs(self, task_id: uuid.UUID, tenant: str) -> list[uuid.UUID] | None:
+        """The flow runs of a task's attempts, the present one included; None: no such task."""
+        async with self._sessions() as session:
+            row = (await session.execute(_one(task_id, tenant))).one_or_none()
+            if row is None:
+                return None
+            runs = set(await session.scalars(select(ATTEMPT.c.flow_run_id).where(ATTEMPT.c.task_id == task_id)))
+            return list(runs | ({row.flow_run_id} if row.flow_run_id else set()))
+
+    async def _insert(self, session: AsyncSession, new: Acceptance) -> AnyRow | None:
+        """None: another request with this key was first."""
+        await session.execute(text(f"SET LOCAL lock_timeout = {BUSY_MILLISECONDS}"))
+        satisfied = await self._check_upstream(session, new) if new.upstream else set()
+        waiting = [upstream for upstream in new.upstream if upstream not in satisfied]
+        statement = insert(TASK).values(
+            id=uuid.uuid4(),
+            tenant=new.tenant,
+            unresolved=len(waiting),
+            idempotency_key=new.idempotency_key,
+            body_hash=new.body_hash,
+            **new.columns,
+        )
+        if new.idempotency_key is not None:
+            # PostgreSQL lets the second of two inserts wait for the first one's commit, then skips it.
+            statement = statement.on_conflict_do_nothing(index_elements=[TASK.c.tenant, TASK.c.idempotency_key])
+        row = (await session.execute(statement.returning(*_DETAIL))).one_or_none()
+        if row is not None and new.upstream:
+            edges = [{"task_id": row.id, "upstream_id": up, "resolved": up in satisfied} for up in new.upstream]
+            await session.execute(insert(DEPENDENCY), edges)
+        return row
+
+    async def _check_upstream(self, session: AsyncSession, new: Acceptance) -> set[uuid.UUID]:
+        """Lock the dependencies against ending now, and return those that hold nobody any more."""
+        locked = select(TASK.c.id, TASK.c.status).where(TASK.c.id.in_(new.upstream), TASK.c.tenant == new.tenant)
+        rows = await session.execute(locked.order_by(TASK.c.seq).with_for_update(read=True))
+        status = {row.id: row.status for row in rows}
+        if unknown := [str(task_id) for task_id in new.upstream if task_id not in status]:
+            raise UnknownDependencyError(f"depends_on: there is no task {_named(unknown)}.")
+        over = [str(task_id) for task_id in new.upstream if status[task_id] in ("failed", "cancelled")]
+        if over and not new.runs_anyway:
+            raise DependencyFailedError(
+                f"depends_on: {_named(over)} already failed or was cancelled; "
+                'set "on_dependency_failure": "run" to run all the same.'
+            )
+        return {task_id for task_id, word in status.items() if word in FINAL}
+
+    async def _replay(self, new: Acceptance) -> Submission | None:
+        known = select(*_DETAIL, TASK.c.body_hash).where(
+            TASK.c.tenant == new.tenant, TASK.c.idempotency_key == new.idempotency_key
+        )
+        async with self._sessions() as session:
+            row = (await session.execute(known)).one_or_none()
+        if row is None:
+            return None
+        if row.body_hash != new.body_hash:
+            raise IdempotencyMismatchError
+        return Submission(self._view(row), False)
+
+    def _view(self, row: AnyRow, attempts: Sequence[AnyRow] = ()) -> TaskView:
+        shown = row._mapping
+        return TaskView(
+            id=str(row.id),
+            status=row.status,
+            priority=row.priority,
+            created_at=row.created_at,
+            started_at=row.started_at,
+            completed_at=row.completed_at,
+            template=row.template,
+            parameters=shown.get("parameters") or {},
+            depends_on=[str(upstream) for upstream in shown.get("depends_on") or ()],
+            on_dependency_failure=row.on_dependency_failure,
+            result=shown.get("result"),
+            error=shown.get("error"),
+            resource_usage=shown.get("resource_usage"),
+            attempts=[
+                AttemptView(number, attempt.worker, attempt.started_at, attempt.ended_at, attempt.outcome)
+                for number, attempt in enumerate(attempts, start=1)
+            ],
+            flow_run_id=str(row.flow_run_id) if row.flow_run_id else None,
+            flow_run_url=f"{self._ui_url}/runs/flow-run/{row.flow_run_id}" if row.flow_run_id else None,
+        )
+
+
+def _one(task_id: uuid.UUID, tenant: str) -> Select[Any]:
+    owned: ColumnElement[bool] = TASK.c.tenant == tenant
+    return select(*_DETAIL).where(TASK.c.id == task_id, owned)
+
+
+def _named(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
+    return ", ".join(ids[:NAMED]) + more

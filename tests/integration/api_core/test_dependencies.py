@@ -1,0 +1,142 @@
+"""Tasks that wait for others: held in Prefect, released, or cancelled with them."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+
+import pytest
+
+from ai_task_orchestra import protocol
+from ai_task_orchestra.errors import DependencyFailedError, UnknownDependencyError
+from tests.support.core_bench import TENANT, CoreBench
+from tests.support.prefect_bench import PrefectBench
+from tests.support.waiting import wait_until
+
+
+async def test_a_dependent_is_held_in_prefect_and_released_when_its_dependency_completes(
+    bench: CoreBench, prefect: PrefectBench
+) -> None:
+    first = await bench.submit()
+    second = await bench.submit(depends_on=[first])
+    first_run, second_run = await bench.run_of(first), await bench.run_of(second, state=protocol.STATE_HELD)
+    assert await prefect.due() == [first_run]
+
+    await prefect.start(first_run)
+    await prefect.complete(first_run)
+
+    assert await bench.run_of(second, state=protocol.STATE_QUEUED) == second_run
+    assert await prefect.due() == [second_run]
+    assert (await bench.get(second)).status == "queued"
+
+
+async def test_a_dependent_of_completed_tasks_is_runnable_at_once(bench: CoreBench, prefect: PrefectBench) -> None:
+    first = await bench.submit()
+    run_id = await bench.run_of(first)
+    await prefect.start(run_id)
+    await prefect.complete(run_id)
+    await bench.status(first, "completed")
+
+    second = await bench.submit(depends_on=[first, first])
+
+    await bench.run_of(second, state=protocol.STATE_QUEUED)
+    assert (await bench.get(second)).depends_on == [first, first]
+
+
+async def test_a_dependent_waits_for_all_of_its_dependencies(bench: CoreBench, prefect: PrefectBench) -> None:
+    several = [await bench.submit() for _ in range(3)]
+    last = await bench.submit(depends_on=several)
+    for task_id in several:
+        await bench.run_of(last, state=protocol.STATE_HELD)
+        run_id = await bench.run_of(task_id)
+        await prefect.start(run_id)
+        await prefect.complete(run_id)
+        await bench.status(task_id, "completed")
+    await bench.run_of(last, state=protocol.STATE_QUEUED)
+
+
+async def test_a_failure_cancels_everything_that_waits_and_says_why(bench: CoreBench, prefect: PrefectBench) -> None:
+    root = await bench.submit()
+    middle = await bench.submit(depends_on=[root])
+    leaf = await bench.submit(depends_on=[middle])
+    anyway = await bench.submit(depends_on=[middle], on_dependency_failure="run")
+    leaf_run = await bench.run_of(leaf, state=protocol.STATE_HELD)
+    root_run = await bench.run_of(root)
+
+    await prefect.start(root_run)
+    await prefect.fail(root_run)
+
+    assert (await bench.status(root, "failed")).error == {
+        "type": "step_failed",
+        "message": "step 'x': broke",
+        "step": "x",
+    }
+    for task_id, named in ((middle, [root]), (leaf, [middle, root])):
+        error = (await bench.status(task_id, "cancelled")).error
+        assert error is not None
+        assert error["type"] == "dependency_failed"
+        assert all(name in error["message"] for name in named)
+    await bench.run_of(leaf, state="Cancelled")
+    assert (await bench.get(leaf)).flow_run_id == leaf_run
+    await bench.run_of(anyway, state=protocol.STATE_QUEUED)
+
+
+async def test_dependencies_that_cannot_complete_are_refused(bench: CoreBench) -> None:
+    cancelled = await bench.submit()
+    await bench.cancel(cancelled)
+    await bench.status(cancelled, "cancelled")
+    stranger = str(uuid.uuid4())
+
+    with pytest.raises(UnknownDependencyError, match=stranger):
+        await bench.submit(depends_on=[stranger])
+    with pytest.raises(DependencyFailedError, match=cancelled):
+        await bench.submit(depends_on=[cancelled])
+    with pytest.raises(UnknownDependencyError):
+        await bench.service.submit(bench.new(depends_on=[cancelled]), tenant="somebody else")
+
+    taken = await bench.submit(depends_on=[cancelled], on_dependency_failure="run")
+    await bench.run_of(taken, state=protocol.STATE_QUEUED)
+
+
+async def test_no_release_is_missed_when_submissions_and_completions_race(
+    bench: CoreBench, prefect: PrefectBench
+) -> None:
+    for _ in range(4):
+        first = await bench.submit()
+        run_id = await bench.run_of(first)
+        await prefect.start(run_id)
+
+        _, *dependents = await asyncio.gather(
+            prefect.complete(run_id), *(bench.submit(depends_on=[first]) for _ in range(6))
+        )
+
+        await bench.status(first, "completed")
+        rows = await bench.sql("SELECT id, unresolved FROM task WHERE id = ANY($1::uuid[])", dependents)
+        assert {row["unresolved"] for row in rows} == {0}
+    released = "SELECT count(*) AS n FROM task WHERE phase = 'ready' AND status = 'queued'"
+
+    async def all_ready() -> bool:
+        return (await bench.sql(released))[0]["n"] == 24
+
+    await wait_until(all_ready, timeout=30, description="every dependent is ready in Prefect")
+
+
+async def test_a_chain_of_500_and_a_fan_in_of_1000_are_cancelled_in_one_transaction(bench: CoreBench) -> None:
+    service = bench.core.service
+    root = await bench.submit(priority=1)
+    chain = [root]
+    for _ in range(500):
+        chain.append(await bench.submit(depends_on=[chain[-1]]))
+    sources = await asyncio.gather(
+        *(service.submit(bench.new(priority=2), tenant=TENANT) for _ in range(999)),
+    )
+    fan_in = await bench.submit(depends_on=[chain[-1], *(source.task.id for source in sources)])
+
+    await bench.cancel(root)
+
+    assert (await bench.status(root, "cancelled")).error is None
+    counted = await bench.sql("SELECT count(*) AS n FROM task WHERE error->>'type' = 'dependency_failed'")
+    assert counted[0]["n"] == 501
+    ended = await bench.sql("SELECT count(DISTINCT completed_at) AS n FROM task WHERE error IS NOT NULL")
+    assert ended[0]["n"] == 1
+    assert (await bench.get(fan_in)).status == "cancelled"

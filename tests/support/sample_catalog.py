@@ -1,0 +1,95 @@
+"""A catalog of flows for worker tests: what `flows.catalog` is in production.
+
+Besides the flows written here it has a no-op flow for each YAML file in the template folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from prefect import Flow, flow, get_run_logger, task
+
+# A process in a session of its own that survives SIGTERM, and writes its pid to the file named.
+_STUBBORN = """
+import os, pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if sys.argv[2] == "daemon":
+    if os.fork(): os._exit(0)
+    os.setsid()
+    if os.fork(): os._exit(0)
+with open(sys.argv[1], "a") as out: out.write(f"{os.getpid()}\\n")
+time.sleep(600)
+"""
+
+
+@flow(persist_result=False)
+async def noop(number: int = 0) -> int:
+    return number
+
+
+@flow(persist_result=False)
+async def wait(seconds: float = 60.0) -> None:
+    await asyncio.sleep(seconds)
+
+
+@flow(persist_result=False)
+async def fail() -> None:
+    raise ValueError("as it was told")
+
+
+@flow(persist_result=False)
+async def end_process(code: int) -> None:
+    os._exit(code)
+
+
+@task(persist_result=False)
+async def add(one: int, two: int) -> int:
+    return one + two
+
+
+@flow(persist_result=False)
+async def talk(lines: int) -> None:
+    """Logs lines, the last one as late as possible, and runs a task."""
+    await add(1, 2)
+    for number in range(lines):
+        get_run_logger().info("line %d", number)
+
+
+@flow(persist_result=False)
+async def open_files() -> None:
+    """Logs the kinds of the process's open files."""
+    links = [path.readlink().name for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]  # noqa: ASYNC240
+    get_run_logger().info("open: %s", sorted(link.split(":")[0] for link in links))
+
+
+@flow(persist_result=False)
+async def leave_processes(pids: str, seconds: float = 60.0) -> None:
+    """Starts a stubborn child, a stubborn session and a stubborn daemon; they write their pids to the file `pids`."""
+    command = [sys.executable, "-S", "-c", _STUBBORN, pids]
+    subprocess.Popen([*command, "child"])  # noqa: ASYNC220
+    subprocess.Popen([*command, "session"], start_new_session=True)  # noqa: ASYNC220
+    subprocess.Popen([*command, "daemon"])  # noqa: ASYNC220
+    await asyncio.sleep(seconds)
+
+
+@flow(persist_result=False)
+def blocking(seconds: float = 0.0) -> None:
+    """Not async: deployments of other people's flows may be so."""
+    get_run_logger().info("in %s", Path.cwd().name)
+    time.sleep(seconds)
+
+
+def _of_template(name: str) -> Flow[[], None]:
+    async def made_from_template() -> None:
+        get_run_logger().info("made from %s", name)
+
+    return flow(made_from_template, name=name, persist_result=False)
+
+
+for _path in Path(os.environ.get("ORCHESTRA_TEMPLATES_DIR", "/nonexistent")).glob("*.yaml"):
+    globals()[_path.stem] = _of_template(_path.stem)

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import asyncpg
+import pytest
+from sqlalchemy import exc as sql
+
+from ai_task_orchestra import errors as domain
+from ai_task_orchestra.errors import OrchestraError
+from api.errors import status_of
+from tests.support.api_app import ApiUnderTest, problem
+
+
+class Unheard(domain.NotFoundError):
+    """A leaf that the table of statuses does not name."""
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (domain.NotFoundError(), 404),
+        (domain.UnknownDependencyError(), 404),
+        (domain.ConflictError(), 409),
+        (domain.DependencyFailedError(), 409),
+        (domain.IdempotencyBusyError(), 409),
+        (domain.IdempotencyMismatchError(), 422),
+        (domain.ParameterError({"a": "b"}), 400),
+        (domain.UnreachableError(), 503),
+        (domain.ConfigurationError(), 500),
+        (Unheard(), 404),
+        (KeyError(), 500),
+    ],
+)
+def test_the_nearest_class_in_the_mro_decides(error: Exception, status: int) -> None:
+    assert status_of(error) == status
+
+
+@pytest.mark.parametrize("error", [domain.UnreachableError("PostgreSQL does not answer"), domain.DispatchError()])
+async def test_an_unreachable_server_is_a_503_worth_trying_again(api: ApiUnderTest, error: OrchestraError) -> None:
+    api.tasks.broken = error
+    answer = await api.client.get("/api/v1/tasks")
+    assert problem(answer) == (503, error.code)
+    assert answer.headers["retry-after"] == "2"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        sql.OperationalError("SELECT secret", {}, Exception("at /secret/path")),
+        sql.TimeoutError("QueuePool limit"),
+        asyncpg.TooManyConnectionsError("no"),
+        asyncpg.CannotConnectNowError("starting up"),
+        ConnectionRefusedError("/secret/socket"),
+    ],
+)
+async def test_a_database_that_does_not_answer_is_a_503_without_its_words(api: ApiUnderTest, error: Exception) -> None:
+    api.tasks.broken = error
+    answer = await api.client.get("/api/v1/tasks")
+    assert problem(answer) == (503, "storage_unavailable")
+    assert "secret" not in answer.text
+    api.tasks.broken = None
+    await api.still_serves()
