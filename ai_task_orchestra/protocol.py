@@ -32,6 +32,7 @@ _CLAIMED_BY: Final = "Claimed by worker "
 
 # The artifact type under which an attempt reports how it went; its data is an `AttemptReport`.
 REPORT_ARTIFACT_TYPE: Final = "orchestra-report"
+REPORT_ARTIFACT_DESCRIPTION: Final = "Report: result and resource usage as JSON"
 # Description of the markdown artifact that shows the answer to people.
 ANSWER_ARTIFACT_DESCRIPTION: Final = "Answer"
 

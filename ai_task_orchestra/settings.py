@@ -172,7 +172,7 @@ class Settings(BaseSettings):
 
 def _connectable(host: str) -> str:
     """A wildcard bind address is no address to connect to."""
-    for wildcard in ("0.0.0.0", "[::]", "::"):
+    for wildcard in ("0.0.0.0", "[::]", "::"):  # noqa: S104  (never bound here)
         if host == wildcard or host.startswith(f"{wildcard}:"):
             return host.replace(wildcard, "127.0.0.1", 1)
     return host

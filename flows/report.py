@@ -20,6 +20,7 @@ from prefect.client.schemas.actions import ArtifactCreate
 from ai_task_orchestra.errors import OrchestraError, StepError
 from ai_task_orchestra.protocol import (
     ANSWER_ARTIFACT_DESCRIPTION,
+    REPORT_ARTIFACT_DESCRIPTION,
     REPORT_ARTIFACT_TYPE,
     AttemptReport,
     ErrorReport,
@@ -94,7 +95,14 @@ async def write_artifacts(client: PrefectClient, flow_run_id: UUID, report: Atte
     Raises:
         httpx.HTTPError: Prefect did not take them.
     """
-    artifacts = [ArtifactCreate(type=REPORT_ARTIFACT_TYPE, data=dict(report), flow_run_id=flow_run_id)]
+    artifacts = [
+        ArtifactCreate(
+            type=REPORT_ARTIFACT_TYPE,
+            description=REPORT_ARTIFACT_DESCRIPTION,
+            data=dict(report),
+            flow_run_id=flow_run_id,
+        )
+    ]
     if "result" in report:
         text = answer_markdown(report["result"], report.get("resource_usage", {}))
         answer = ArtifactCreate(

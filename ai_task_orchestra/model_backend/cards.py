@@ -6,7 +6,7 @@ from typing import Any
 
 from ai_task_orchestra.model_backend import gguf, model_file
 from ai_task_orchestra.model_backend.installed import CHAT_TEMPLATE, InstalledModel
-from ai_task_orchestra.model_backend.protocol import timestamp
+from ai_task_orchestra.model_backend.protocol import DEFAULT_TEMPERATURE, timestamp
 from ai_task_orchestra.model_backend.scheduler import LoadedModel
 
 ABOUT = "Served by the embedded model backend of AI Task Orchestra (llama.cpp on the CPU), not by an Ollama server."
@@ -49,7 +49,7 @@ def card(model: InstalledModel) -> dict[str, Any]:
     return {
         "license": str(model.header.get("general.license", "")),
         "modelfile": "".join(f"# {line}\n" for line in about) + f"FROM {model.path.name}\n",
-        "parameters": "",
+        "parameters": f"temperature {DEFAULT_TEMPERATURE}",
         "template": model.chat_template,
         "details": details(model),
         "model_info": {name: value for name, value in model.header.items() if name != CHAT_TEMPLATE},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Final, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -47,6 +47,9 @@ Whole = Annotated[int, BeforeValidator(_whole)]
 KeepAlive = Annotated[float | str | None, Field(default=None)]
 
 
+DEFAULT_TEMPERATURE: Final = 0.2
+
+
 class _Body(BaseModel):
     """Unknown fields are ignored, as Ollama does; wrong JSON types are not."""
 
@@ -54,12 +57,16 @@ class _Body(BaseModel):
 
 
 class Options(_Body):
-    """What may be chosen per request, with Ollama's defaults. `num_ctx` other than the loaded one means a reload."""
+    """What may be chosen per request. `num_ctx` other than the loaded one means a reload.
+
+    The defaults are Ollama's, but for the temperature: as a model's own parameters would in Ollama, ours is the 0.2
+    that the makers of the small model recommend.
+    """
 
     num_ctx: Whole | None = None
     num_predict: Whole = -1
     num_keep: Whole = 4
-    temperature: float = 0.8
+    temperature: float = DEFAULT_TEMPERATURE
     top_k: Whole = 40
     top_p: float = 0.9
     min_p: float = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 
 from ai_task_orchestra.settings import Settings
@@ -14,6 +15,8 @@ from ai_task_orchestra.stack.report import StartReport
 from ai_task_orchestra.stack.signals import StopSignals
 from ai_task_orchestra.stack.start import RunningStack, StackStart
 from ai_task_orchestra.stack.supervisor import Supervisor
+
+logger = logging.getLogger(__name__)
 
 # A stack is gone within 15 s of the signal.
 STOP_SECONDS = 14.0
@@ -41,9 +44,11 @@ async def run_stack(
         asked = asyncio.ensure_future(signals.asked.wait())
         try:
             await asyncio.wait({work, asked}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                report.say("stopping; once more to stop at once")
-            return await _outcome(work)
+            if work.done():
+                return await _outcome(work)
+            report.say("stopping; once more to stop at once")
+            await _cancelled(work)
+            return None
         finally:
             asked.cancel()
             report.close()
@@ -51,16 +56,23 @@ async def run_stack(
             place.database_url_file.unlink(missing_ok=True)
 
 
-async def _outcome(work: asyncio.Future[int]) -> int | None:
-    """What the work returned or raised; None for work that had to be cancelled."""
-    if not work.done():
-        work.cancel()
+async def _outcome(work: asyncio.Future[int]) -> int:
+    """What the work returned or raised; of several errors at once the first."""
     try:
         return await work
-    except asyncio.CancelledError:
-        return None
     except BaseExceptionGroup as group:
         raise _first_cause(group) from None
+
+
+async def _cancelled(work: asyncio.Future[int]) -> None:
+    """Give the work up. What fails in it now is of no more interest to people."""
+    work.cancel()
+    try:
+        await work
+    except asyncio.CancelledError:
+        return
+    except Exception:
+        logger.exception("failed_while_stopping")
 
 
 def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -83,7 +83,7 @@ class Adoption:
         """Kill what a dead supervisor left to us, and everything below that; the number of processes hit."""
         hit = 0
         deadline = time.monotonic() + _SWEEP_SECONDS
-        while (strays := []) and time.monotonic() < deadline:
+        while (strays := self._strays()) and time.monotonic() < deadline:
             everything = strays + [pid for stray in strays for pid in _exec.descendants(stray)]
             hit += len(everything)
             for number in (signal.SIGSTOP, signal.SIGKILL):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-import jsonschema  # type: ignore[import-untyped]
+import jsonschema
 import referencing
 import referencing.exceptions
 from pydantic_core import SchemaError, SchemaValidator, ValidationError, core_schema
@@ -117,7 +117,7 @@ def _additional_properties(validator: Any, wanted: Any, instance: Any, schema: A
 
 _KEYWORDS: Final[dict[str, Any]] = dict(jsonschema.Draft202012Validator.VALIDATORS)
 # Keywords that match a user's pattern by Python's own engine, which may take for ever, are not checked.
-_Validator: Final = jsonschema.validators.extend(
+_Validator: Final = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
     jsonschema.Draft202012Validator,
     {
         "pattern": _linear_pattern,

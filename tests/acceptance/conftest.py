@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -25,12 +24,16 @@ ORCHESTRA = Path(sys.executable).with_name("orchestra")
 
 @dataclass
 class RunningStack:
-    """A stack that is up. `api` is a client with the key; `environment` is what the stack was started with."""
+    """A stack that is up.
+
+    `api` is a client with the key, `prefect` one of Prefect's API; `environment` is what the stack was started with.
+    """
 
     home: Path
     environment: dict[str, str]
     process: subprocess.Popen[bytes]
     api: httpx.Client
+    prefect: httpx.Client
     ollama: str
 
     @property
@@ -45,11 +48,6 @@ class RunningStack:
     @property
     def prefect_auth(self) -> str:
         return (self.home / "prefect-auth").read_text().strip()
-
-    @property
-    def prefect(self) -> httpx.Client:
-        user, _, password = self.prefect_auth.partition(":")
-        return httpx.Client(base_url=self.prefect_api_url, auth=(user, password), timeout=30)
 
     def submit(self, template: str, parameters: dict, **more) -> str:
         answer = self.api.post("/tasks", json={"template": template, "parameters": parameters, **more})
@@ -108,8 +106,13 @@ def running(env: dict[str, str], ollama: str = "") -> Iterator[RunningStack]:
 
         wait_until_sync(ready, timeout=120, description=f"stack ready, log {home / 'up.log'}")
         key = (home / "api-key").read_text().strip()
-        with httpx.Client(base_url=f"{base}/api/v1", headers={"X-API-Key": key}, timeout=30) as api:
-            yield RunningStack(home, env, child, api, ollama)
+        user, _, password = (home / "prefect-auth").read_text().strip().partition(":")
+        prefect = f"http://127.0.0.1:{env['ORCHESTRA_PREFECT_PORT']}/api"
+        with (
+            httpx.Client(base_url=f"{base}/api/v1", headers={"X-API-Key": key}, timeout=30) as api,
+            httpx.Client(base_url=prefect, auth=(user, password), timeout=30) as prefect_client,
+        ):
+            yield RunningStack(home, env, child, api, prefect_client, ollama)
     finally:
         members = family(child.pid)
         if child.poll() is None:

@@ -54,7 +54,9 @@ folder = os.path.dirname(os.environ["HERE"])
 while len(os.listdir(folder)) < 4:
     time.sleep(0.01)
 print("all here", flush=True)
-if then == "kill-parent":
+while then == "kill-parent-when-told" and not os.path.exists("told"):
+    time.sleep(0.01)
+if then.startswith("kill-parent"):
     os.kill(os.getppid(), signal.SIGKILL)
 if then != "end":
     time.sleep(600)
@@ -229,6 +231,7 @@ async def test_no_descendant_outlives_a_cancellation_even_a_repeated_one(tmp_pat
     mark = new_mark()
     running = asyncio.ensure_future(hostile(tmp_path, mark, "stay"))
     await wait_until(lambda: len(alive(mark)) == 5, description="the program and four sleepers run")
+    began = time.monotonic()
     running.cancel()
     await asyncio.sleep(0)
     running.cancel()
@@ -236,6 +239,7 @@ async def test_no_descendant_outlives_a_cancellation_even_a_repeated_one(tmp_pat
         await running
 
     assert alive(mark) == []
+    assert time.monotonic() - began < 6  # by the supervisor, not by killing that one after all
 
 
 async def test_a_program_that_listens_gets_time_to_tidy_up(tmp_path: Path) -> None:
@@ -254,10 +258,13 @@ async def test_programs_side_by_side_do_not_end_each_other(tmp_path: Path) -> No
     folders = [tmp_path / name for name in ("one", "two")]
     for folder in folders:
         folder.mkdir()
+    killing = asyncio.ensure_future(hostile(folders[1], new_mark(), "kill-parent-when-told"))
+    await wait_until(lambda: len(list((folders[1] / "here").iterdir())) == 4, description="the hostile one runs")
     staying = asyncio.ensure_future(run(folders[0], "sh", "-c", f"setsid {SLEEPER} {mark} & wait"))
     await wait_until(lambda: alive(mark), description="the other program runs")
+    (folders[1] / "told").touch()
     with pytest.raises(StepError):
-        await hostile(folders[1], new_mark(), "kill-parent")
+        await killing
 
     assert len(alive(mark)) == 1
     assert not staying.done()

@@ -11,8 +11,6 @@ import httpx
 
 from ai_task_orchestra import protocol
 
-PENDING_NAME = "Pending"
-
 
 @dataclass
 class PrefectBench:
@@ -58,7 +56,7 @@ class PrefectBench:
         response = await self.http.get(f"/flow_runs/{run_id}")
         return None if response.status_code == 404 else response.json()
 
-    async def runs(self, task_id: str | None = None) -> list[dict[str, Any]]:
+    async def all_runs(self, task_id: str | None = None) -> list[dict[str, Any]]:
         """Runs of the pool, oldest first; only those of a task."""
         body = {"work_pools": {"name": {"any_": [self.pool]}}, "limit": 200}
         found = await self.post("/flow_runs/filter", body)

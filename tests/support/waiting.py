@@ -6,14 +6,16 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
 
-async def wait_until(
-    predicate: Callable[[], T | Awaitable[T]], *, timeout: float = 20.0, description: str = "condition"
-) -> T:
+@overload
+async def wait_until(predicate: Callable[[], Awaitable[T]], *, timeout: float = ..., description: str = ...) -> T: ...
+@overload
+async def wait_until(predicate: Callable[[], T], *, timeout: float = ..., description: str = ...) -> T: ...
+async def wait_until(predicate: Callable[[], Any], *, timeout: float = 20.0, description: str = "condition") -> Any:
     """Return the first truthy value of `predicate`; fail with `description` after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:
@@ -21,7 +23,7 @@ async def wait_until(
         if inspect.isawaitable(value):
             value = await value
         if value:
-            return value  # type: ignore[return-value]
+            return value
         assert time.monotonic() < deadline, f"not within {timeout:g} s: {description} (last value: {value!r})"
         await asyncio.sleep(0.03)
 

@@ -27,7 +27,7 @@ def test_the_model_servers_address_is_completed_as_ollama_does(given: str | None
 
 def test_anything_but_postgresql_is_refused_by_the_variables_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORCHESTRA_DATABASE_URL", "sqlite:///tasks.db")
-    with pytest.raises(ConfigurationError, match="ORCHESTRA_DATABASE_URL.*only PostgreSQL"):
+    with pytest.raises(ConfigurationError, match=r"ORCHESTRA_DATABASE_URL.*only PostgreSQL"):
         load_settings()
 
 

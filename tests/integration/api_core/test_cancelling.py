@@ -48,7 +48,7 @@ async def test_a_task_cancelled_right_after_its_submission_leaves_no_live_run(
         await bench.cancel(ids[-1])
     for task_id in ids:
         await bench.status(task_id, "cancelled")
-    states = {run["state_type"] for run in await prefect.runs()}
+    states = {run["state_type"] for run in await prefect.all_runs()}
     assert states <= {"CANCELLED"}
     assert await prefect.due() == []
 

@@ -26,7 +26,7 @@ async def test_twenty_equal_submissions_at_once_make_one_task(bench: CoreBench, 
     assert len({task_id for task_id, _ in answers}) == 1
     assert [created for _, created in answers].count(True) == 1
     await bench.run_of(answers[0][0])
-    assert len(await prefect.runs()) == 1
+    assert len(await prefect.all_runs()) == 1
 
 
 async def test_a_replayed_key_shows_the_present_status_and_another_body_is_refused(
@@ -88,7 +88,7 @@ async def test_a_task_submitted_while_prefect_is_away_waits_and_runs_when_it_is_
             assert await bench.service.readiness() == {}
             run = await prefect.run(run_id)
             assert run is not None and run["work_queue_name"] == "priority-9"
-            assert len(await prefect.runs()) == 1
+            assert len(await prefect.all_runs()) == 1
 
 
 async def test_readiness_names_a_missing_pool_and_missing_tables(
