@@ -128,7 +128,7 @@ class ParameterSpec(BaseModel):
         return None
 
     def _range_problem(self, value: Any) -> str | None:
-        if self.enum is not None and not any(_same(value, allowed) for allowed in self.enum):
+        if self.enum is not None and value not in self.enum:
             allowed = ", ".join(json.dumps(each, ensure_ascii=False) for each in self.enum)
             return f"must be one of {allowed if len(allowed) <= _MAX_SHOWN else allowed[:_MAX_SHOWN] + '...'}"
         if self.minimum is not None and value < self.minimum:
@@ -153,8 +153,3 @@ class ParameterSpec(BaseModel):
 
 def _matcher(pattern: str) -> SchemaValidator:
     return SchemaValidator(core_schema.str_schema(pattern=pattern, strict=True))
-
-
-def _same(value: Any, other: Any) -> bool:
-    """Equal as JSON: 1 is not true; 1 and 1.0 are the same number, which matters for a parameter of type number."""
-    return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)

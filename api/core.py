@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
@@ -33,7 +34,12 @@ from api.task_store import TaskStore
 from api.wake import Wake
 
 CHORES_SECONDS: Final = 1.0
-LEASES_SECONDS: Final = 2.0
+#: How many times a worker's heartbeat is looked at while its lease lasts.
+LOOKS_PER_LEASE: Final = 6
+#: Connections to our database: for requests (more in a burst), and for the background work.
+REQUEST_CONNECTIONS: Final = 10
+REQUEST_OVERFLOW: Final = 10
+WORK_CONNECTIONS: Final = 12
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ async def open_core(
 ) -> AsyncIterator[Core]:
     """Open the core; neither Prefect nor the database need answer yet. `gateway`: another way to Prefect, for tests.
 
-    1. the pool of connections to our database; 2. Prefect's gateway; 3. the background work, led by one process.
+    1. pools of connections to our database; 2. Prefect's gateway; 3. the background work, led by one process.
     They close in the opposite order: the work uses both others.
 
     Raises:
@@ -60,58 +66,78 @@ async def open_core(
         raise ConfigurationError("ORCHESTRA_DATABASE_URL is not set; `orchestra up` sets it for its own PostgreSQL")
     async with AsyncExitStack() as stack:
         # 1.
-        engine = open_engine(settings.database_url)
-        stack.push_async_callback(engine.dispose)
-        sessions = sessions_of(engine)
+        pools = []
+        for size, overflow in ((REQUEST_CONNECTIONS, REQUEST_OVERFLOW), (WORK_CONNECTIONS, 0)):
+            engine = open_engine(settings.database_url, pool_size=size, max_overflow=overflow)
+            stack.push_async_callback(engine.dispose)
+            pools.append(sessions_of(engine))
+        requests, work = pools
         # 2.
         if gateway is None:
             gateway = http = HttpPrefectGateway(settings.prefect_url, settings.prefect_auth_string)
             stack.push_async_callback(http.aclose)
         # 3.
-        background = Background(settings, library, sessions, gateway)
-        leading = asyncio.create_task(Leader(settings.database_url, background.wake, background.work).run())
+        wake, ours = Wake(), Pools(settings.work_pool, library)
+        leader = Leader(
+            settings.database_url,
+            wake,
+            partial(_work, settings, Parts.wire(settings, library, work, gateway, wake, ours)),
+        )
+        leading = asyncio.create_task(leader.run())
         stack.push_async_callback(_stop, leading)
-        yield Core(background.service, sessions)
+        yield Core(Parts.wire(settings, library, requests, gateway, wake, ours).service, requests)
 
 
-class Background:
-    """Everything that keeps rows and flow runs in line, wired up."""
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a core, wired up on one pool of connections.
 
-    def __init__(
-        self,
+    Requests and background work have a pool each: a burst of requests must not keep tasks from being dispatched.
+    """
+
+    sessions: async_sessionmaker[AsyncSession]
+    gateway: PrefectGateway
+    wake: Wake
+    pools: Pools
+    mirror: Mirror
+    cancellation: Cancellation
+    priorities: Priorities
+    service: TaskService
+
+    @classmethod
+    def wire(
+        cls,
         settings: Settings,
         library: TemplateLibrary,
         sessions: async_sessionmaker[AsyncSession],
         gateway: PrefectGateway,
-    ) -> None:
-        self.wake = Wake()
-        self._settings, self._sessions, self._gateway = settings, sessions, gateway
-        self._pools = Pools(settings.work_pool, library)
-        adoption = Adoption(sessions, gateway, library, self._pools)
-        self._mirror = Mirror(sessions, gateway, adoption, self.wake)
-        self._cancellation = Cancellation(sessions, gateway, self._mirror, self.wake)
-        self._priorities = Priorities(sessions, gateway, self._mirror, self.wake)
-        store = TaskStore(sessions, self.wake, settings.prefect_ui_url)
-        self.service = TaskService(settings, sessions, store, gateway, self._cancellation, self._priorities)
+        wake: Wake,
+        pools: Pools,
+    ) -> Parts:
+        mirror = Mirror(sessions, gateway, Adoption(sessions, gateway, library, pools), wake)
+        cancellation = Cancellation(sessions, gateway, mirror, wake)
+        priorities = Priorities(sessions, gateway, mirror, wake)
+        store = TaskStore(sessions, wake, settings.prefect_ui_url)
+        service = TaskService(settings, sessions, store, gateway, cancellation, priorities)
+        return cls(sessions, gateway, wake, pools, mirror, cancellation, priorities, service)
 
-    async def work(self) -> None:
-        """What the leading process does, until cancelled. Each lead starts with empty hands."""
-        settings, wake = self._settings, self.wake
-        seen = (self._sessions, self._gateway, self._mirror)
-        polling = Polling(*seen, self._pools)
-        leases = Leases(*seen, self._pools, settings.worker_lease_seconds)
-        chores = Chores(self._sessions, self._gateway, self._cancellation, self._priorities)
-        dispatcher = Dispatcher(
-            settings, self._sessions, self._gateway, self._mirror, self._cancellation, self._pools, wake
-        )
-        async with asyncio.TaskGroup() as group:
-            group.create_task(Hints(self._gateway, self._mirror).run())
-            group.create_task(regularly("full", settings.mirror_full_seconds, polling.full))
-            group.create_task(regularly("active", settings.mirror_active_seconds, polling.active))
-            group.create_task(regularly("unknown", settings.adopt_seconds, polling.unknown))
-            group.create_task(regularly("leases", LEASES_SECONDS, leases.check))
-            group.create_task(regularly("chores", CHORES_SECONDS, chores.do))
-            group.create_task(dispatcher.run())
+
+async def _work(settings: Settings, parts: Parts) -> None:
+    """What the leading process does, until cancelled. Each lead starts with empty hands."""
+    seen = (parts.sessions, parts.gateway, parts.mirror)
+    polling = Polling(*seen, parts.pools)
+    leases = Leases(*seen, parts.pools, settings.worker_lease_seconds)
+    chores = Chores(parts.sessions, parts.gateway, parts.cancellation, parts.priorities)
+    dispatcher = Dispatcher(settings, *seen, parts.cancellation, parts.pools, parts.wake)
+    lease_look_seconds = settings.worker_lease_seconds / LOOKS_PER_LEASE
+    async with asyncio.TaskGroup() as group:
+        group.create_task(Hints(parts.gateway, parts.mirror).run())
+        group.create_task(regularly("full", settings.mirror_full_seconds, polling.full))
+        group.create_task(regularly("active", settings.mirror_active_seconds, polling.active))
+        group.create_task(regularly("unknown", settings.adopt_seconds, polling.unknown))
+        group.create_task(regularly("leases", lease_look_seconds, leases.check))
+        group.create_task(regularly("chores", CHORES_SECONDS, chores.do))
+        group.create_task(dispatcher.run())
 
 
 async def _stop(task: asyncio.Task[None]) -> None:

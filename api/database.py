@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from ai_task_orchestra.errors import ConfigurationError
 
-POOL_SIZE: Final = 12
-POOL_OVERFLOW: Final = 8
 #: Waiting for a free connection longer than this is answered as "unavailable".
 POOL_WAIT_SECONDS: Final = 10.0
 CONNECT_SECONDS: Final = 5.0
@@ -32,12 +30,12 @@ def plain_url(database_url: str) -> str:
     return f"postgresql://{database_url.partition('://')[2]}"
 
 
-def open_engine(database_url: str, **options: Any) -> AsyncEngine:
+def open_engine(database_url: str, *, pool_size: int = 4, max_overflow: int = 4) -> AsyncEngine:
     """An engine; nothing is connected yet. Dispose of it at the end."""
     return create_async_engine(
         asyncpg_url(database_url),
-        pool_size=POOL_SIZE,
-        max_overflow=POOL_OVERFLOW,
+        pool_size=pool_size,
+        max_overflow=max_overflow,
         pool_timeout=POOL_WAIT_SECONDS,
         pool_pre_ping=True,
         json_serializer=partial(json.dumps, allow_nan=False, separators=(",", ":")),
@@ -46,7 +44,6 @@ def open_engine(database_url: str, **options: Any) -> AsyncEngine:
             "command_timeout": STATEMENT_SECONDS,
             "server_settings": {"application_name": "orchestra-api"},
         },
-        **options,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Final
 from ai_task_orchestra.errors import DispatchError
 from ai_task_orchestra.library import TemplateLibrary
 from ai_task_orchestra.settings import Settings
+from ai_task_orchestra.stack.environment import prefect_client_environment
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ FIRST_BACKOFF_SECONDS: Final = 1.0
 LONGEST_BACKOFF_SECONDS: Final = 60.0
 BOOTSTRAP_TIMEOUT_SECONDS: Final = 120.0
 _MAX_LOGGED_OUTPUT: Final = 2000
+_NOT_FOR_BOOTSTRAP: Final = frozenset({"ORCHESTRA_API_KEY", "ORCHESTRA_DATABASE_URL"})
 
 
 class TemplateWatch:
@@ -101,7 +103,7 @@ async def run_bootstrap(settings: Settings, *, module: str = "deployments.bootst
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        env=os.environ | bootstrap_environment(settings),
+        env=bootstrap_environment(settings),
     )
     try:
         async with asyncio.timeout(BOOTSTRAP_TIMEOUT_SECONDS):
@@ -118,22 +120,14 @@ async def run_bootstrap(settings: Settings, *, module: str = "deployments.bootst
 
 
 def bootstrap_environment(settings: Settings) -> dict[str, str]:
-    """Our settings as variables for the child: they may have come from a `.env` file or from code."""
-    environment = {
-        "ORCHESTRA_HOME": str(settings.home),
-        "ORCHESTRA_TEMPLATES_DIR": str(settings.templates_dir),
-        "ORCHESTRA_WORK_POOL": settings.work_pool,
-        "PREFECT_API_URL": settings.prefect_url,
-        "PREFECT_HOME": os.environ.get("PREFECT_HOME", str(settings.home / "prefect")),
-    }
-    auth = prefect_auth(settings)
-    return environment | ({"PREFECT_API_AUTH_STRING": auth} if auth else {})
-
-
-def prefect_auth(settings: Settings) -> str | None:
-    """`user:password` for Prefect: the one set, else the one `orchestra up` keeps beside the API key."""
-    if settings.prefect_auth_string:
-        return settings.prefect_auth_string
-    with contextlib.suppress(OSError):
-        return settings.prefect_auth_file.read_text(encoding="utf-8").strip() or None
-    return None
+    """Variables for the child: our settings may have come from a `.env` file or from code, and it needs no secrets."""
+    inherited = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_BOOTSTRAP}
+    return (
+        inherited
+        | prefect_client_environment(settings)
+        | {
+            "ORCHESTRA_HOME": str(settings.home),
+            "ORCHESTRA_TEMPLATES_DIR": str(settings.templates_dir),
+            "ORCHESTRA_WORK_POOL": settings.work_pool,
+        }
+    )

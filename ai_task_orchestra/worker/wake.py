@@ -7,13 +7,14 @@ looks for itself, and also looks regularly without being told.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 from uuid import UUID
 
 from prefect.events import Event
-from prefect.events.clients import get_events_subscriber
+from prefect.events.clients import PrefectEventSubscriber, get_events_subscriber
 from prefect.events.filters import EventAnyResourceFilter, EventFilter, EventNameFilter
 
 from ai_task_orchestra import protocol
@@ -21,9 +22,22 @@ from ai_task_orchestra.worker.patient_client import FIRST_PAUSE_SECONDS, LONGEST
 
 _log = logging.getLogger(__name__)
 
+_FAREWELL_SECONDS: Final = 1.0
 _PREFIX: Final = "prefect.flow-run."
 DUE: Final = frozenset({_PREFIX + protocol.STATE_QUEUED, _PREFIX + "Scheduled"})
 ENDED: Final = frozenset({_PREFIX + "Cancelling", _PREFIX + "Cancelled"})
+
+
+@contextlib.asynccontextmanager
+async def _closed_quickly(subscriber: PrefectEventSubscriber) -> AsyncIterator[None]:
+    """Open while it lasts; a server that does not answer can't hold us up with a farewell."""
+    await subscriber.__aenter__()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FAREWELL_SECONDS):
+                await subscriber.__aexit__(None, None, None)
 
 
 class EventSubscription:
@@ -49,7 +63,7 @@ class EventSubscription:
         while True:
             try:
                 subscriber = get_events_subscriber(filter=self._filter(), reconnection_attempts=0)
-                async with subscriber:
+                async with _closed_quickly(subscriber):
                     _log.debug("worker.events_connected")
                     pause = FIRST_PAUSE_SECONDS
                     self._on_connected()

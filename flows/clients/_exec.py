@@ -244,6 +244,8 @@ class Supervisor:
     def _wait(self, seconds: float, *, control: bool) -> None:
         """Until a child's state changes or, with `control`, the parent closes our standard input."""
         ready, _, _ = select.select([self._wake, 0] if control else [self._wake], [], [], seconds)
+        if 0 in ready:
+            self.stopped = True
         with contextlib.suppress(BlockingIOError):
             while os.read(self._wake, 4096):
                 pass

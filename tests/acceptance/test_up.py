@@ -20,6 +20,8 @@ from tests.acceptance.conftest import ORCHESTRA, ROOT, RunningStack, environment
 from tests.support import servers
 from tests.support.waiting import wait_until_sync
 
+RUN = ["run", "ollama-inference", "-p", "model=llama3.1:8b", "-p", "prompt=What is a qubit?"]
+
 
 def orchestra(env: dict[str, str], *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     """One call of the command line, in the environment of a stack."""
@@ -58,9 +60,8 @@ def test_the_worker_knows_neither_the_database_nor_a_key(stack: RunningStack) ->
 
 def test_prefect_is_ours_alone_and_asks_for_its_password(stack: RunningStack) -> None:
     assert httpx.post(f"{stack.prefect_api_url}/flows/count", json={}).status_code == 401
-    with stack.prefect as prefect:
-        assert prefect.post("/flows/count", json={}).status_code == 200
-        settings = prefect.get(stack.prefect_api_url.removesuffix("/api") + "/ui-settings").json()
+    assert stack.prefect.post("/flows/count", json={}).status_code == 200
+    settings = stack.prefect.get(stack.prefect_api_url.removesuffix("/api") + "/ui-settings").json()
     assert settings["auth"] == "BASIC"
     assert child(stack, "prefect", "server").environ()["PREFECT_HOME"] == str(stack.home / "prefect")
 
@@ -92,11 +93,10 @@ def test_the_printed_curl_lines_work_when_pasted(stack: RunningStack) -> None:
 
 def test_the_command_line_runs_shows_and_logs_a_task(stack: RunningStack) -> None:
     env = {**stack.environment, "ORCHESTRA_PREFECT_PORT": "1"}
-    run = ["run", "ollama-inference", "-p", "model=llama3.1:8b", "-p", "prompt=What is a qubit?"]
-    done = orchestra(env, *run, "--wait")
+    done = orchestra(env, *RUN, "--wait")
     assert (done.returncode, done.stdout, done.stderr) == (0, "Qubits can be both.\n", "")
 
-    task_id = orchestra(env, *run, "--priority", "9").stdout.strip()
+    task_id = orchestra(env, *RUN, "--priority", "9").stdout.strip()
     stack.wait_for(task_id)
     shown = json.loads(orchestra(env, "show", task_id, "--json").stdout)
     assert (shown["status"], shown["priority"]) == ("completed", 9)
@@ -177,12 +177,17 @@ async def test_a_database_and_a_prefect_server_of_the_operators_are_used(
     missing = postgres_server.url(f"up_{uuid.uuid4().hex[:8]}")  # `up` creates it
     with servers.prefect_server(postgres_server, prefects) as prefect_url, servers.open_folder() as home:
         given = {"ORCHESTRA_DATABASE_URL": missing, "PREFECT_API_URL": prefect_url, "OLLAMA_HOST": ollama}
-        with running(environment(home, **given), ollama) as stack:
-            task_id = stack.submit("ollama-inference", {"model": "llama3.1:8b", "prompt": "Whose database?"})
-            task = stack.wait_for(task_id)
-            assert task["flow_run_url"].startswith(prefect_url.removesuffix("/api"))
-            commands = [" ".join(process.cmdline()) for process in psutil.Process(stack.process.pid).children()]
+        env, log = environment(home, **given), home / "up.log"
+        with servers.process([str(ORCHESTRA), "up"], env=env, log=log, cwd=ROOT) as up:
+            wait_until_sync(
+                lambda: up.poll() is not None or "curl" in log.read_text(), timeout=120, description="the stack is up"
+            )
+            assert up.poll() is None, log.read_text()
+            done = orchestra(env, *RUN, "--wait", "--json")
+            assert json.loads(done.stdout)["flow_run_url"].startswith(prefect_url.removesuffix("/api")), done.stderr
+            commands = [" ".join(process.cmdline()) for process in psutil.Process(up.pid).children()]
             assert len(commands) == 2, commands
+        assert up.returncode == 0
         assert not (home / "postgres").exists()
         assert not (home / "prefect-auth").exists()
     connection = await asyncpg.connect(missing)

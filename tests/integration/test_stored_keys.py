@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import asyncpg
 import pytest
@@ -84,11 +85,14 @@ async def test_the_last_use_is_noted_once_a_minute(keys: ApiKeyStore, database_u
     assert (await keys.list())[0].last_used_at is None
     await keys.find(key_hash(key))
     first = (await keys.list())[0].last_used_at
+    assert first is not None
     await keys.find(key_hash(key))
-    assert (await keys.list())[0].last_used_at == first is not None
+    assert (await keys.list())[0].last_used_at == first
     await set_column(database_url, "last_used_at", datetime.now(UTC) - timedelta(minutes=2))
     await keys.find(key_hash(key))
-    assert (await keys.list())[0].last_used_at >= first
+    later = (await keys.list())[0].last_used_at
+    assert later is not None
+    assert later >= first
 
 
 async def test_keys_are_listed_oldest_first(keys: ApiKeyStore) -> None:
@@ -110,7 +114,7 @@ async def test_keys_are_listed_oldest_first(keys: ApiKeyStore) -> None:
     ],
     ids=repr,
 )
-async def test_a_key_that_makes_no_sense_is_not_made(keys: ApiKeyStore, wrong: dict[str, object]) -> None:
+async def test_a_key_that_makes_no_sense_is_not_made(keys: ApiKeyStore, wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         await keys.create(**({"name": "ci"} | wrong))
     assert await keys.list() == []

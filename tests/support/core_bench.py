@@ -16,7 +16,6 @@ from api.core import Core, open_core
 from api.database import plain_url
 from api.gateway import PrefectGateway
 from api.service import NewTask, TaskView
-from tests.support.prefect_bench import PrefectBench
 from tests.support.waiting import wait_until
 
 TENANT = "default"
@@ -42,7 +41,7 @@ class CoreBench:
 
     core: Core
     library: TemplateLibrary
-    prefect: PrefectBench
+    prefect: Any
     settings: Settings
 
     @property
@@ -123,7 +122,7 @@ def core_settings(folder: Path, database_url: str, prefect_url: str, pool: str, 
 
 @contextlib.asynccontextmanager
 async def open_bench(
-    settings: Settings, prefect: PrefectBench, *, gateway: PrefectGateway | None = None
+    settings: Settings, prefect: Any, *, gateway: PrefectGateway | None = None
 ) -> AsyncIterator[CoreBench]:
     library = TemplateLibrary(settings.templates_dir)
     async with open_core(settings, library, gateway=gateway) as core:

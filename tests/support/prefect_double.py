@@ -258,6 +258,16 @@ class PrefectDouble:
     async def delete(self, run_id: str) -> None:
         self.known.pop(UUID(run_id))
 
+    async def work_off(self, *, until: asyncio.Event, order: list[str] | None = None) -> None:
+        while not until.is_set():
+            for run_id in await self.due(1):
+                if await self.claim(run_id):
+                    if order is not None:
+                        order.append(run_id)
+                    await self.set(run_id, RUNNING)
+                    await self.complete(run_id)
+            await asyncio.sleep(0.005)
+
     # Inside.
 
     def _deployment(self, deployment_id: UUID) -> Deployment | None:

@@ -88,7 +88,7 @@ def _of_template(name: str) -> Flow[[], None]:
     async def made_from_template() -> None:
         get_run_logger().info("made from %s", name)
 
-    return flow(made_from_template, name=name, persist_result=False)
+    return Flow(made_from_template, name=name, persist_result=False)
 
 
 for _path in Path(os.environ.get("ORCHESTRA_TEMPLATES_DIR", "/nonexistent")).glob("*.yaml"):

@@ -9,13 +9,15 @@ import subprocess
 import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.objects import FlowRun, State, TaskRun
 from prefect.states import Cancelling, Scheduled
 
 from ai_task_orchestra import protocol
@@ -78,7 +80,7 @@ class WorkerBench:
         """The run's state once it has this name."""
 
         async def there() -> State | None:
-            found = (await self.read(run_id)).state
+            found: State | None = (await self.read(run_id)).state
             return found if found and found.name == state else None
 
         return await wait_until(there, timeout=timeout, description=f"run is {state}")
@@ -93,10 +95,28 @@ class WorkerBench:
         return sorted(states, key=lambda state: state.timestamp)
 
     async def logs(self, run_id: uuid.UUID) -> list[str]:
-        from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
-
+        """The messages of the run's first 200 log lines."""
         lines = await self.client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id])))
         return [line.message for line in lines]
+
+    async def logged(self, run_id: uuid.UUID, text: str) -> list[str]:
+        """The same, once one of them contains `text`."""
+
+        async def there() -> list[str]:
+            lines = await self.logs(run_id)
+            return lines if any(text in line for line in lines) else []
+
+        return await wait_until(there, timeout=30, description=f"{text!r} is logged")
+
+    async def task_runs(self, run_id: uuid.UUID) -> list[TaskRun]:
+        """The task runs of the run."""
+        return await self.client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])))
+
+    async def span(self, run_id: uuid.UUID) -> tuple[datetime, datetime]:
+        """When a finished run started and ended."""
+        run = await self.read(run_id)
+        assert run.start_time and run.end_time
+        return run.start_time, run.end_time
 
     def environment(self, *, prefect_api_url: str | None = None, **settings: Any) -> dict[str, str]:
         """The environment of a worker of this pool; `settings` without their prefix."""
@@ -156,6 +176,17 @@ class WorkerProcess:
 
     def template_processes(self) -> list[psutil.Process]:
         return [p for p in self.below() if "ai_task_orchestra.worker.template_process" in " ".join(p.cmdline())]
+
+    async def stopped(self, number: int = signal.SIGTERM) -> None:
+        """Stop the worker (again, if it was asked before), wait for its end, and see that nothing of it is left."""
+        self.stop(number)
+        await self.ended()
+
+    async def ended(self) -> None:
+        """Wait for the worker's end, and see that nothing of it is left."""
+        await wait_until(lambda: self.process.poll() is not None, timeout=30, description="the worker has ended")
+        assert self.process.returncode == 0
+        assert not self.left()
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         self.below()

@@ -99,6 +99,19 @@ async def test_pool_queues_and_deployment_are_made(settings: Settings, prefect: 
     }
 
 
+async def test_prefect_itself_checks_parameters_and_lets_its_form_leave_optional_ones_empty(
+    settings: Settings, prefect: Prefect
+) -> None:
+    name = write(settings)
+    await bootstrap(settings)
+    create = f"/deployments/{prefect.deployments([name])[name]['id']}/create_flow_run"
+    for accepted in ({}, {"n": 3}, {"n": None}):
+        prefect.call("POST", create, {"parameters": accepted})
+    for refused in ({"n": 0}, {"n": "many"}):
+        with pytest.raises(httpx.HTTPStatusError, match="409"):
+            prefect.call("POST", create, {"parameters": refused})
+
+
 async def test_a_second_time_changes_nothing(settings: Settings, prefect: Prefect) -> None:
     name = write(settings)
     await bootstrap(settings)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
+
+import psutil
+from prefect.client.schemas.objects import FlowRun
 
 from tests.support.waiting import wait_until
 from tests.support.worker_bench import WorkerBench, WorkerProcess
@@ -44,7 +48,7 @@ async def test_a_child_that_dies_before_it_accepts_costs_nothing(bench: WorkerBe
         assert [state.name for state in await bench.states(run)] == ["Queued", "Pending", "Running", "Completed"]
 
 
-async def test_nothing_outlives_a_killed_worker(bench: WorkerBench, tmp_path) -> None:
+async def test_nothing_outlives_a_killed_worker(bench: WorkerBench, tmp_path: Path) -> None:
     with bench.worker() as worker:
         run = await bench.submit("leave_processes", pids=str(tmp_path / "pids"))
         await bench.reaches(run, "Running")
@@ -53,9 +57,9 @@ async def test_nothing_outlives_a_killed_worker(bench: WorkerBench, tmp_path) ->
         await wait_until(lambda: not worker.left(), timeout=2, description="nothing is left")
 
 
-def _pid(run) -> int:
-    return int(run.infrastructure_pid.rpartition(":")[2])
+def _pid(run: FlowRun) -> int:
+    return int((run.infrastructure_pid or "").rpartition(":")[2])
 
 
-def _template(worker: WorkerProcess):
+def _template(worker: WorkerProcess) -> psutil.Process:
     return next(p for p in worker.template_processes() if p.ppid() == worker.process.pid)

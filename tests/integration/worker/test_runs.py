@@ -18,26 +18,15 @@ async def test_a_run_completes_and_its_last_log_line_arrives(served: WorkerBench
     await served.reaches(talking, "Completed")
     assert "as it was told" in ((await served.reaches(failing, "Failed")).message or "")
     assert [state.name for state in await served.states(talking)] == ["Queued", "Pending", "Running", "Completed"]
-    lines = await wait_until(
-        lambda: _lines_with(served, talking, "Finished in state"), description="the last log line arrived"
-    )
+    lines = await served.logged(talking, "Finished in state")
     assert {f"line {number}" for number in range(100)} <= set(lines)
     run = await served.read(talking)
     assert protocol.worker_of_run(run.infrastructure_pid) == "tester"
-    tasks = await wait_until(lambda: _task_runs(served, talking), description="the task run arrived")
-    assert tasks == ["Completed"]
 
+    async def task_completed() -> bool:
+        return [task.state_name for task in await served.task_runs(talking)] == ["Completed"]
 
-async def _lines_with(bench: WorkerBench, run_id, text: str) -> list[str]:
-    lines = await bench.logs(run_id)
-    return lines if any(text in line for line in lines) else []
-
-
-async def _task_runs(bench: WorkerBench, run_id) -> list[str | None]:
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-
-    runs = await bench.client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])))
-    return [run.state_name for run in runs if run.state_name == "Completed"]
+    await wait_until(task_completed, description="the task run arrived")
 
 
 async def test_with_one_slot_the_order_is_priority_first_then_age(bench: WorkerBench) -> None:
@@ -47,11 +36,9 @@ async def test_with_one_slot_the_order_is_priority_first_then_age(bench: WorkerB
     expected = [run for priority in reversed(protocol.PRIORITIES) for run in by_priority[priority]]
     with bench.worker(worker_limit=1):
         await bench.reaches(expected[-1], "Completed", timeout=60)
-        runs = [await bench.read(run) for run in expected]
-    assert all(run.state_name == "Completed" for run in runs)
-    assert [run.id for run in sorted(runs, key=lambda run: run.start_time)] == expected
-    for before, after in itertools.pairwise(runs):
-        assert before.end_time <= after.start_time
+        spans = [await bench.span(run) for run in expected]
+    for before, after in itertools.pairwise(spans):
+        assert before[1] <= after[0]
 
 
 async def test_never_more_runs_than_the_limit_and_a_free_slot_is_filled_at_once(bench: WorkerBench) -> None:
@@ -59,7 +46,7 @@ async def test_never_more_runs_than_the_limit_and_a_free_slot_is_filled_at_once(
         runs = [await bench.submit("wait", seconds=0.4) for _ in range(5)]
         for run in runs:
             await bench.reaches(run, "Completed")
-        spans = [((r := await bench.read(run)).start_time, r.end_time) for run in runs]
+        spans = [await bench.span(run) for run in runs]
     for moment, _ in spans:
         assert sum(start <= moment < end for start, end in spans) <= 2
     waits = [min(start - end for _, end in spans if end <= start) for start, _ in sorted(spans)[2:]]
@@ -78,7 +65,7 @@ async def test_children_hold_nothing_of_the_worker_or_of_each_other(served: Work
     await served.reaches(waiting, "Running")
     run = await served.submit("open_files")
     await served.reaches(run, "Completed")
-    lines = await wait_until(lambda: _lines_with(served, run, "open: "), description="log line")
+    lines = await served.logged(run, "open: ")
     line = next(line for line in lines if line.startswith("open: "))
     # The link to the worker, the event loop's wake-up pair, the connection to Prefect.
     assert 1 <= line.count("'socket'") <= 4
@@ -97,6 +84,6 @@ async def test_somebody_elses_flow_is_loaded_as_its_deployment_says(served: Work
     )
     await served.reaches(greet, "Completed")
     await served.reaches(blocking, "Completed")
-    assert "hello you" in await wait_until(lambda: _lines_with(served, greet, "hello"), description="log line")
+    assert "hello you" in await served.logged(greet, "hello")
     assert "could not be loaded" in ((await served.reaches(missing, "Crashed")).message or "")
     assert "no such template" in ((await served.reaches(gone, "Crashed")).message or "")

@@ -15,11 +15,9 @@ async def test_sigterm_lets_runs_finish_and_claims_no_more(bench: WorkerBench) -
         await bench.reaches(running, "Running")
         worker.stop()
         waiting = await bench.submit("noop")
-        await wait_until(lambda: worker.process.poll() is not None, timeout=30, description="the worker has ended")
-        assert worker.process.returncode == 0
+        await worker.ended()
         assert (await bench.read(running)).state_name == "Completed"
         assert (await bench.read(waiting)).state_name == "Queued"
-        assert not worker.left()
 
 
 async def test_after_the_grace_time_runs_are_crashed(bench: WorkerBench) -> None:
@@ -28,8 +26,7 @@ async def test_after_the_grace_time_runs_are_crashed(bench: WorkerBench) -> None
         await bench.reaches(run, "Running")
         worker.stop()
         assert (await bench.reaches(run, "Crashed")).message == "worker stopped"
-        await wait_until(lambda: worker.process.poll() is not None, timeout=30, description="the worker has ended")
-        assert not worker.left()
+        await worker.ended()
 
 
 async def test_a_second_signal_means_now(bench: WorkerBench) -> None:
@@ -40,8 +37,7 @@ async def test_a_second_signal_means_now(bench: WorkerBench) -> None:
         await wait_until(lambda: "worker.signal" in worker.log.read_text(), description="first signal seen")
         worker.stop(signal.SIGINT)
         assert (await bench.reaches(run, "Crashed", timeout=15)).message == "worker stopped"
-        await wait_until(lambda: worker.process.poll() is not None, timeout=30, description="the worker has ended")
-        assert not worker.left()
+        await worker.ended()
 
 
 async def test_prefects_own_command_runs_our_worker(bench: WorkerBench) -> None:
@@ -50,7 +46,6 @@ async def test_prefects_own_command_runs_our_worker(bench: WorkerBench) -> None:
         run = await bench.submit("noop")
         await bench.reaches(run, "Completed")
         worker.stop()
-        await wait_until(lambda: worker.process.poll() is not None, timeout=30, description="the worker has ended")
-        assert not worker.left()
+        await worker.ended()
         workers = await bench.client.read_workers_for_work_pool(bench.pool)
         assert [known.name for known in workers] == ["it"]

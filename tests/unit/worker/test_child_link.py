@@ -9,7 +9,11 @@ from ai_task_orchestra.worker.child_link import MAX_MESSAGE_BYTES, ChildLink, De
 
 
 def test_messages_survive_however_they_are_cut() -> None:
-    messages = [{"event": "ready"}, {}, {"text": "ünïcode \ud800 \x00", "number": 1.5, "list": [None, True]}]
+    messages: list[dict[str, object]] = [
+        {"event": "ready"},
+        {},
+        {"text": "ünïcode \ud800 \x00", "number": 1.5, "list": [None, True]},
+    ]
     data = b"".join(encode(message) for message in messages)
     for seed in range(50):
         cuts = sorted(random.Random(seed).sample(range(len(data)), 8))  # noqa: S311
