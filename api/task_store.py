@@ -155,7 +155,8 @@ class TaskStore:
 
     async def _insert(self, session: AsyncSession, new: Acceptance) -> AnyRow | None:
         """None: another request with this key was first."""
-        await session.execute(text(f"SET LOCAL lock_timeout = {BUSY_MILLISECONDS}"))
+        if new.idempotency_key is not None:
+            await session.execute(text(f"SET LOCAL lock_timeout = {BUSY_MILLISECONDS}"))
         satisfied = await self._check_upstream(session, new) if new.upstream else set()
         waiting = [upstream for upstream in new.upstream if upstream not in satisfied]
         statement = insert(TASK).values(

@@ -192,6 +192,7 @@ class ChildPool:
             child.dismiss()
             return
         self._failures = 0
+        _log.debug("worker.child_parked", extra={"pid": child.pid})
         self._parked.append(child)
         self._available.set()
         self._on_ready()

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from prefect import Flow, flow, get_run_logger, task
+from prefect import flow, get_run_logger, task
 
 # A process in a session of its own that survives SIGTERM, and writes its pid to the file named.
 _STUBBORN = """
@@ -84,12 +84,9 @@ def blocking(seconds: float = 0.0) -> None:
     time.sleep(seconds)
 
 
-def _of_template(name: str) -> Flow[[], None]:
-    async def made_from_template() -> None:
-        get_run_logger().info("made from %s", name)
-
-    return Flow(made_from_template, name=name, persist_result=False)
+async def _say_name() -> None:
+    get_run_logger().info("made from a template")
 
 
 for _path in Path(os.environ.get("ORCHESTRA_TEMPLATES_DIR", "/nonexistent")).glob("*.yaml"):
-    globals()[_path.stem] = _of_template(_path.stem)
+    globals()[_path.stem] = flow(name=_path.stem, persist_result=False)(_say_name)

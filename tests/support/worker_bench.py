@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -76,11 +77,11 @@ class WorkerBench:
     async def read(self, run_id: uuid.UUID) -> FlowRun:
         return await self.client.read_flow_run(run_id)
 
-    async def reaches(self, run_id: uuid.UUID, state: str, *, timeout: float = 60.0) -> State:
+    async def reaches(self, run_id: uuid.UUID, state: str, *, timeout: float = 60.0) -> State[Any]:
         """The run's state once it has this name."""
 
-        async def there() -> State | None:
-            found: State | None = (await self.read(run_id)).state
+        async def there() -> State[Any] | None:
+            found: State[Any] | None = (await self.read(run_id)).state
             return found if found and found.name == state else None
 
         return await wait_until(there, timeout=timeout, description=f"run is {state}")
@@ -125,6 +126,7 @@ class WorkerBench:
             "templates_dir": self.folder / "templates",
             "catalog_module": CATALOG,
             "worker_limit": 2,
+            "log_level": "DEBUG",
             "worker_heartbeat_seconds": 1,
             "worker_poll_seconds": 1,
         } | settings
@@ -173,6 +175,17 @@ class WorkerProcess:
         """What was seen below the worker at any time and is still alive."""
         self.below()
         return [p for p in self._seen.values() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The worker's log lines of this event."""
+        lines = [line for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return [event for line in lines if (event := json.loads(line))["event"] == name]
+
+    def parked(self) -> list[psutil.Process]:
+        """The children that wait for a run."""
+        pids = {event["pid"] for event in self.events("worker.child_parked")}
+        pids -= {event["pid"] for event in self.events("worker.run_started")}
+        return [child for child in self.below() if child.pid in pids]
 
     def template_processes(self) -> list[psutil.Process]:
         return [p for p in self.below() if "ai_task_orchestra.worker.template_process" in " ".join(p.cmdline())]

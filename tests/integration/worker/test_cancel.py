@@ -58,10 +58,8 @@ async def test_what_a_finished_run_leaves_behind_is_killed(served: WorkerBench, 
 
 async def test_a_run_cancelled_before_it_runs_never_runs(bench: WorkerBench) -> None:
     with bench.worker(worker_limit=1) as worker:
-        await bench.reaches(await bench.submit("noop"), "Completed")
-        template = await wait_until(lambda: worker.template_processes(), description="template process")
-        for child in template[0].children():
-            child.suspend()  # it can't accept a run
+        parked = await wait_until(worker.parked, timeout=60, description="a parked child")
+        parked[0].suspend()  # it can't accept a run
         claimed = await bench.submit("noop")
         await bench.reaches(claimed, "Pending")
         await bench.cancel(claimed)

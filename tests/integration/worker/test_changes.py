@@ -18,7 +18,7 @@ async def test_a_new_template_can_be_run_and_running_ones_go_on(bench: WorkerBen
         (tmp_path / "templates" / "fresh.yaml").write_text("name: fresh\n")
         fresh = await bench.submit("fresh")
         await bench.reaches(fresh, "Completed")
-        assert any("made from fresh" in line for line in await bench.logs(fresh))
+        await bench.logged(fresh, "made from a template")
         await bench.reaches(running, "Completed")
         await wait_until(
             lambda: not {p.pid for p in templates} & {p.pid for p in worker.template_processes()},

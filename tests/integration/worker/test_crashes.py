@@ -23,8 +23,8 @@ async def test_a_run_whose_process_dies_is_crashed_and_says_why(bench: WorkerBen
         state = await bench.reaches(exited, "Crashed")
         assert state.message == "the process running this task exited with code 3"
         # The next runs are executed; also after a parked child and the template process were killed.
-        parked = worker.template_processes()[-1]
-        parked.kill()
+        parked = await wait_until(worker.parked, description="a parked child")
+        parked[0].kill()
         await bench.reaches(await bench.submit("noop"), "Completed")
         template = _template(worker)
         waiting = await bench.submit("wait")
@@ -36,14 +36,11 @@ async def test_a_run_whose_process_dies_is_crashed_and_says_why(bench: WorkerBen
 
 async def test_a_child_that_dies_before_it_accepts_costs_nothing(bench: WorkerBench) -> None:
     with bench.worker(worker_limit=1) as worker:
-        await bench.reaches(await bench.submit("noop"), "Completed")
-        children = _template(worker).children()
-        for child in children:
-            child.suspend()
+        parked = await wait_until(worker.parked, timeout=60, description="a parked child")
+        parked[0].suspend()  # it can't accept a run
         run = await bench.submit("noop")
         await bench.reaches(run, "Pending")
-        for child in children:
-            child.kill()
+        parked[0].kill()
         await bench.reaches(run, "Completed")
         assert [state.name for state in await bench.states(run)] == ["Queued", "Pending", "Running", "Completed"]
 
