@@ -9,11 +9,15 @@ content = $(shell cat requirements/$(1).txt pyproject.toml | cksum | tr -d ' ')
 RUN := $(VENV)/.run-embedded-$(call content,run-embedded)
 DEV := $(VENV)/.dev-$(call content,dev)
 
-.PHONY: up demo test check fix lock bench
+.PHONY: up demo worker test check fix lock bench
 .DEFAULT_GOAL := up
 
 up: $(RUN)
 	@exec $(BIN)/orchestra up
+
+# For another machine: PREFECT_API_URL and PREFECT_API_AUTH_STRING say where Prefect is.
+worker: $(RUN)
+	@exec $(BIN)/orchestra worker $(ARGS)
 
 demo: $(RUN)
 	@exec $(BIN)/orchestra demo

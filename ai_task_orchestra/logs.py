@@ -38,6 +38,7 @@ def configure_logging(
     on_terminal = file is None and stream.isatty()
     as_json = not on_terminal if json is None else json
     before: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),

@@ -36,6 +36,7 @@ class Settings(BaseSettings):
     home: Path = Path("./.orchestra")
     host: str = "127.0.0.1"
     port: Port = 8000
+    prefect_host: str = "127.0.0.1"
     prefect_port: Port = 4200
     templates_dir: Path = Path("./templates")
     input_dirs: PathList = ()
@@ -142,7 +143,7 @@ class Settings(BaseSettings):
     @property
     def prefect_url(self) -> str:
         """Prefect's API address: the one given, else that of the server `orchestra up` starts."""
-        return (self.prefect_api_url or f"http://127.0.0.1:{self.prefect_port}/api").rstrip("/")
+        return (self.prefect_api_url or f"http://{_connectable(self.prefect_host)}:{self.prefect_port}/api").rstrip("/")
 
     @property
     def prefect_ui_url(self) -> str:

@@ -60,11 +60,12 @@ def postgresql(server: EmbeddedPostgres) -> ChildSpec:
 
 
 def prefect_server(wiring: Wiring) -> ChildSpec:
-    """Prefect's server with its UI, on loopback."""
-    port = str(wiring.settings.prefect_port)
+    """Prefect's server with its UI; on loopback unless workers on other machines are to reach it."""
+    settings = wiring.settings
+    address = ["--host", settings.prefect_host, "--port", str(settings.prefect_port)]
     return ChildSpec(
         PREFECT,
-        [*PYTHON, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port],
+        [*PYTHON, "-m", "prefect", "server", "start", *address],
         wiring.for_prefect_server(),
         cwd=wiring.settings.home,
         ready=_answers(f"{wiring.settings.prefect_url}/ready"),

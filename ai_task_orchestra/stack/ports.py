@@ -26,7 +26,7 @@ async def check_ports(settings: Settings, *, wait_seconds: float = 0.0) -> None:
     """
     wanted = [("ORCHESTRA_PORT", settings.host, settings.port)]
     if settings.prefect_api_url is None:
-        wanted.append(("ORCHESTRA_PREFECT_PORT", "127.0.0.1", settings.prefect_port))
+        wanted.append(("ORCHESTRA_PREFECT_PORT", settings.prefect_host, settings.prefect_port))
         if settings.port == settings.prefect_port:
             raise ConfigurationError(f"ORCHESTRA_PORT and ORCHESTRA_PREFECT_PORT are both {settings.port}")
     deadline = time.monotonic() + wait_seconds

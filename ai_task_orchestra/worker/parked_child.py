@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
+import httpx
 from prefect import Flow
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import SettingsContext, get_settings_context
@@ -45,6 +46,7 @@ from ai_task_orchestra.worker.patient_client import (
     shared_by_prefect,
     unused_ssl_context,
 )
+from ai_task_orchestra.worker.rehearsal import rehearse
 
 _log = logging.getLogger(__name__)
 
@@ -76,9 +78,30 @@ def _child_settings() -> _ChildSettings:
         return _ChildSettings(engine, one_try_settings())
 
 
-def prepare() -> None:
-    """What all children have in common, made before the first fork (75 ms that no child has to spend)."""
-    _child_settings()
+def prepare() -> bool:
+    """Make what all children have in common, before the first fork: 100 ms of CPU that no child has to spend.
+
+    False if the rehearsal failed: the children are slower then, and nothing else.
+    """
+    with _engine_settings():
+        try:
+            return rehearse(_make_client, lambda flow, run: _execute(_without_storage_lookup(flow), run))
+        except Exception as exc:
+            _log.warning("worker.rehearsal_failed", exc_info=exc)
+            return False
+
+
+def _make_client(transport: httpx.AsyncBaseTransport | None = None) -> ChildClient:
+    return ChildClient(
+        _PATIENCE_SECONDS,
+        ssl_context=unused_ssl_context(),
+        one_try=_child_settings().one_try,
+        transport=transport,
+    )
+
+
+def _engine_settings() -> SettingsContext:
+    return SettingsContext(profile=get_settings_context().profile, settings=_child_settings().engine)
 
 
 def run(link_socket: socket.socket, catalog: str) -> NoReturn:
@@ -86,7 +109,7 @@ def run(link_socket: socket.socket, catalog: str) -> NoReturn:
     code = 1
     try:
         link = ChildLink(link_socket)
-        with SettingsContext(profile=get_settings_context().profile, settings=_child_settings().engine):
+        with _engine_settings():
             sync_flow = asyncio.run(_serve(link, catalog))
             if sync_flow:
                 _run_sync(link, *sync_flow)
@@ -102,7 +125,7 @@ def run(link_socket: socket.socket, catalog: str) -> NoReturn:
 
 async def _serve(link: ChildLink, catalog: str) -> tuple[Flow[..., Any], FlowRun] | None:
     """Wait for a run and execute it; a flow that is not async is returned, to be run outside the event loop."""
-    client = ChildClient(_PATIENCE_SECONDS, ssl_context=unused_ssl_context(), one_try=_child_settings().one_try)
+    client = _make_client()
     async with shared_by_prefect(client):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_OPEN_SECONDS):

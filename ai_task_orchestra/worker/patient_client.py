@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
 import httpx
-from prefect.client.orchestration import PrefectClient
-from prefect.context import AsyncClientContext, SettingsContext, get_settings_context
+from prefect.client.orchestration import PrefectClient, SyncPrefectClient
+from prefect.context import AsyncClientContext, SettingsContext, SyncClientContext, get_settings_context
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
     PREFECT_API_KEY,
@@ -104,9 +104,21 @@ def one_try_settings() -> Settings:
 
 @contextlib.asynccontextmanager
 async def shared_by_prefect(client: PrefectClient) -> AsyncIterator[None]:
-    """Open `client`; meanwhile everything in Prefect that asks for a client in this event loop gets this one."""
+    """Open `client`; meanwhile everything in Prefect that asks for a client in this event loop gets this one.
+
+    Prefect's engine makes a blocking client, too, for every run, and seldom uses it: it gets a cheap one.
+    """
+    url = PREFECT_API_URL.value()
+    context = unused_ssl_context()
+    blocking = SyncPrefectClient(
+        url or "",
+        auth_string=PREFECT_API_AUTH_STRING.value(),
+        api_key=PREFECT_API_KEY.value(),
+        httpx_settings={"verify": context} if context else None,
+    )
     async with AsyncClientContext.model_construct(client=client):
-        yield
+        with SyncClientContext.model_construct(client=blocking):
+            yield
 
 
 def unused_ssl_context() -> ssl.SSLContext | None:

@@ -203,8 +203,9 @@ class TemplateClient:
             report = None
         if report is None or report["event"] != "ready":
             raise TemplateProcessError(str(report["error"]) if report else "the template process died while importing")
-        if report["threads"] != 1:
-            _log.warning("worker.template_process_has_threads", extra={"threads": report["threads"]})
+        if report["threads"] != 1 or not report["rehearsed"]:
+            extra = {"threads": report["threads"], "rehearsed": report["rehearsed"]}
+            _log.warning("worker.template_process_not_as_it_should_be", extra=extra)
         self.flows = frozenset(report["flows"])
 
     async def _read_reports(self) -> None:

@@ -7,7 +7,7 @@ reaps them, kills their process trees on request, and sweeps what they leave beh
 it along, when the worker closes the control connection or dies.
 
 Requests: `fork` (child; a socket comes along with it), `kill` (child), `retire` (end once the last child has ended).
-Reports: `ready` (flows, threads) or `failed` (error), then `forked` (child, pid) and `exited` (child, code, swept).
+Reports: `ready` (flows, rehearsed, threads) or `failed` (error), then `forked` (child, pid) and `exited` (child, code, swept).
 """
 
 from __future__ import annotations
@@ -175,10 +175,10 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as exc:
         template.report("failed", error=f"{type(exc).__name__}: {exc}")
         raise
-    parked_child.prepare()
+    rehearsed = parked_child.prepare()
     gc.collect()
     gc.freeze()  # what is shared with the children stays shared: their collector won't touch it
-    template.report("ready", flows=flows, threads=threading.active_count())
+    template.report("ready", flows=flows, rehearsed=rehearsed, threads=threading.active_count())
     template.run()
     return 0
 

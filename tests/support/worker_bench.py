@@ -84,7 +84,8 @@ class WorkerBench:
             found: State[Any] | None = (await self.read(run_id)).state
             return found if found and found.name == state else None
 
-        return await wait_until(there, timeout=timeout, description=f"run is {state}")
+        reached: State[Any] = await wait_until(there, timeout=timeout, description=f"run is {state}")
+        return reached
 
     async def cancel(self, run_id: uuid.UUID) -> None:
         """What "cancel" does in Prefect's user interface."""
@@ -92,7 +93,7 @@ class WorkerBench:
 
     async def states(self, run_id: uuid.UUID) -> list[State]:
         """All states the run has had, in order."""
-        states = await self.client.read_flow_run_states(run_id)
+        states: list[State[Any]] = await self.client.read_flow_run_states(run_id)
         return sorted(states, key=lambda state: state.timestamp)
 
     async def logs(self, run_id: uuid.UUID) -> list[str]:
