@@ -61,7 +61,7 @@ def idempotency_key(task_id: str, generation: int) -> str:
 
 
 def infrastructure_pid(worker: str, pid: int) -> str:
-    """What a flow run that is executed carries as its `infrastructure_pid`: who runs it. Set before it is Running."""
+    """What a flow run carries as its `infrastructure_pid`: who executes it. Set right after it is Running."""
     return f"{worker}:{pid}"
 
 
@@ -72,12 +72,12 @@ def worker_of_run(infrastructure_pid: str | None) -> str | None:
 
 
 def claim_message(worker: str) -> str:
-    """The message of the Pending state by which a worker claims a flow run."""
+    """The message of the Pending state by which a worker claims a flow run, and of the Running state after it."""
     return f"{_CLAIMED_BY}{worker}"
 
 
 def worker_of_claim(message: str | None) -> str | None:
-    """The name of the worker that claimed a flow run, from its Pending state's message."""
+    """The name of the worker that claimed a flow run, from its Pending or Running state's message."""
     return message.removeprefix(_CLAIMED_BY) or None if message and message.startswith(_CLAIMED_BY) else None
 
 

@@ -88,7 +88,7 @@ class Cancellation:
         if task.flow_run_id is None:
             return  # it is being created; the dispatcher will cancel it
         run = (await self._gateway.runs([task.flow_run_id])).get(task.flow_run_id)
-        if run is not None and run.state.type not in FINAL_STATES:
+        if run is not None and run.state.type not in FINAL_STATES and not run.state.is_being_held:
             await self._stop(task, run)
         await self._mirror.reconcile([task.flow_run_id])
 

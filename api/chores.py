@@ -72,7 +72,7 @@ class Chores:
             return True
         overdue = datetime.now(UTC) - since > timedelta(seconds=FORCE_SECONDS)
         wanted = CANCELLED if overdue else CANCELLING
-        if run.state.type == wanted:
+        if run.state.type == wanted or (run.state.is_being_held and not overdue):
             return False
         message = "Its task is over."
         answer = await self._gateway.propose(run_id, wanted, message=message, force=overdue)

@@ -32,7 +32,7 @@ _RUNNABLE = text(
     ) most_urgent
     WHERE phase IN ('waiting', 'creating')
         OR (phase = 'held' AND cancel_requested_at IS NULL AND move_to IS NULL)
-    ORDER BY priority DESC, seq
+    ORDER BY priority DESC, seq LIMIT :fetch
     """
 )
 
@@ -45,7 +45,7 @@ _WAITING_FOR_OTHERS = text(
         ORDER BY seq LIMIT :window
     ) oldest
     WHERE phase IN ('waiting', 'creating')
-    ORDER BY seq
+    ORDER BY seq LIMIT :fetch
     """
 )
 
@@ -94,10 +94,11 @@ class DispatchStore:
     async def next(self, pools: Collection[str], *, window: int, limit: int, busy: Collection[UUID]) -> list[Candidate]:
         """The next `limit` rows to see to, the most urgent first; not those in `busy`."""
         found: list[Candidate] = []
+        fetch = limit + len(busy)
         async with self._sessions() as session:
             for statement in (_RUNNABLE, _WAITING_FOR_OTHERS):
                 for pool in pools:
-                    rows = await session.execute(statement, {"pool": pool, "window": window})
+                    rows = await session.execute(statement, {"pool": pool, "window": window, "fetch": fetch})
                     found += [Candidate(*row) for row in rows if row.id not in busy]
             if len(found) < limit:
                 found += [Candidate(*row) for row in await session.execute(_LEFT_OVER) if row.id not in busy]

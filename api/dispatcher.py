@@ -200,7 +200,7 @@ class Dispatcher:
 
     async def _hide(self, run: FlowRun) -> FlowRun:
         """A held run's second step: scheduled for the far future, where it can be cancelled and claimed."""
-        if run.state.type != PENDING or run.state.name != protocol.STATE_HELD:
+        if not run.state.is_being_held:
             return run
         answer = await self._gateway.propose(
             run.id,

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from pathlib import Path
 from typing import Final
 
-import asyncpg
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from ai_task_orchestra.errors import ConfigurationError, OrchestraError, UnreachableError
 from ai_task_orchestra.settings import load_settings
@@ -32,20 +32,26 @@ async def upgrade(database_url: str, revision: str = "head") -> None:
     """
     engine = create_async_engine(asyncpg_url(database_url), connect_args={"timeout": CONNECT_SECONDS})
     try:
-        async with engine.begin() as connection:
+        async with contextlib.aclosing(await _connected(engine)) as connection, connection.begin():
             await connection.execute(text(f"SELECT pg_advisory_xact_lock({LOCK})"))
             await connection.run_sync(_run, revision)
-    except (
-        OSError,
-        TimeoutError,
-        asyncpg.PostgresConnectionError,
-        asyncpg.InvalidAuthorizationSpecificationError,
-    ) as exc:
-        raise UnreachableError(f"the database does not answer: {exc}") from exc
-    except (SQLAlchemyError, asyncpg.PostgresError) as exc:
-        raise ConfigurationError(f"the database does not take the schema: {exc}") from exc
+    except SQLAlchemyError as exc:
+        raise ConfigurationError(f"the database does not take the schema: {_reason(exc)}") from exc
     finally:
         await engine.dispose()
+
+
+async def _connected(engine: AsyncEngine) -> AsyncConnection:
+    try:
+        return await engine.connect()
+    except (SQLAlchemyError, OSError, TimeoutError) as exc:
+        raise UnreachableError(f"the database does not answer: {_reason(exc)}") from exc
+
+
+def _reason(error: Exception) -> str:
+    """One line, without the statement."""
+    cause = getattr(error, "orig", None) or error
+    return (str(cause).splitlines() or [type(cause).__name__])[0]
 
 
 def configuration() -> Config:

@@ -186,7 +186,7 @@ class Mirror:
     async def _contradict(self, session: AsyncSession, task: LiveTask, run: FlowRun, generation: int) -> None:
         """A run that does not count (any more): what is live of it must go, what ended differently is written down."""
         state = run.state
-        if task.is_final and task.phase == Phase.CREATING:
+        if task.is_final and task.phase == Phase.CREATING and not state.is_being_held:
             await live_store.end_phase(session, task.id)
         if task.state_id == state.id:
             return

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
-from ai_task_orchestra.protocol import worker_of_claim, worker_of_run
+from ai_task_orchestra.protocol import STATE_HELD, worker_of_claim, worker_of_run
 
 SCHEDULED: Final = "SCHEDULED"
 PENDING: Final = "PENDING"
@@ -49,6 +49,12 @@ class RunState:
             transition_id=_uuid(details.get("transition_id")),
             scheduled_time=moment(details.get("scheduled_time")),
         )
+
+
+    @property
+    def is_being_held(self) -> bool:
+        """Created, and about to be scheduled for the far future by whoever created it: nobody's work to stop."""
+        return self.type == PENDING and self.name == STATE_HELD
 
 
 @dataclass(frozen=True)

@@ -95,15 +95,21 @@ def _signature(spec: TemplateSpec) -> inspect.Signature:
 
 
 def _argument(parameter: ParameterSpec) -> inspect.Parameter:
-    """An optional parameter without a default has the Python default None, which stands for "not given"."""
+    """An optional parameter without a default has the Python default None, which stands for "not given".
+
+    Its schema takes null, too: Prefect's form sends the default of every field that is left alone.
+    """
     constraints: dict[str, Any] = {"ge": parameter.minimum, "le": parameter.maximum, "pattern": parameter.pattern}
     if parameter.enum is not None:
         constraints["json_schema_extra"] = {"enum": parameter.enum}
     set_ones = Field(**{name: value for name, value in constraints.items() if value is not None})
+    annotation: Any = Annotated[_PYTHON_TYPES[parameter.type], set_ones]
+    if not parameter.required and parameter.default is None:
+        annotation = annotation | None
     return inspect.Parameter(
         parameter.name,
         inspect.Parameter.KEYWORD_ONLY,
-        annotation=Annotated[_PYTHON_TYPES[parameter.type], set_ones],
+        annotation=annotation,
         default=inspect.Parameter.empty if parameter.required else parameter.default,
     )
 

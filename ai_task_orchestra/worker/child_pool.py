@@ -13,6 +13,7 @@ from typing import Final, Self
 
 from ai_task_orchestra.worker.process_tree import adopt_orphans, children_of, kill_tree
 from ai_task_orchestra.worker.template_client import Child, TemplateClient, TemplateProcessError
+from ai_task_orchestra.worker.template_folder import TemplateFolder
 
 _log = logging.getLogger(__name__)
 
@@ -36,14 +37,14 @@ class ChildPool:
         environment: Mapping[str, str],
         *,
         parked: int,
-        templates_changed: Callable[[], bool],
+        folder: TemplateFolder,
         on_ready: Callable[[], None],
     ) -> None:
         """`parked`: how many children wait. `on_ready`: called for each that has become ready."""
         self._catalog = catalog
         self._environment = environment
         self._target = parked
-        self._templates_changed = templates_changed
+        self._folder = folder
         self._on_ready = on_ready
         self._parked: deque[Child] = deque()
         self._starting: set[Child] = set()
@@ -86,7 +87,7 @@ class ChildPool:
 
     def check_templates(self) -> None:
         """If the template folder has changed, hand out no child of the old content any more."""
-        if self._templates_changed():
+        if self._folder.changed():
             _log.info("worker.templates_changed")
             self.renew()
 
@@ -102,7 +103,8 @@ class ChildPool:
         current = await self._template()
         if name in current.flows:
             return True
-        if current is self._current and time.monotonic() - self._current_since > _FRESH_SECONDS:
+        old = time.monotonic() - self._current_since > _FRESH_SECONDS
+        if current is self._current and (self._folder.changed(at_once=True) or old):
             self.renew()
         return name in (await self._template()).flows
 

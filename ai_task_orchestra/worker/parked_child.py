@@ -37,11 +37,10 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from ai_task_orchestra import protocol
+from ai_task_orchestra.worker.child_client import ChildClient
 from ai_task_orchestra.worker.child_link import ChildLink, LinkBrokenError, Message
 from ai_task_orchestra.worker.log_shipper import LogShipper
 from ai_task_orchestra.worker.patient_client import (
-    PatientClient,
     one_try_settings,
     shared_by_prefect,
     unused_ssl_context,
@@ -54,15 +53,6 @@ _log = logging.getLogger(__name__)
 _PATIENCE_SECONDS: Final = 3600.0
 _OPEN_SECONDS: Final = 2.0
 _FLUSH_SECONDS: Final = 60.0
-
-
-class ChildClient(PatientClient):
-    """Puts the worker's name into the update that the engine sends before a run is Running: no request of its own."""
-
-    async def update_flow_run(self, *args: Any, **changes: Any) -> Any:
-        worker = os.environ.get("PREFECT__WORKER_NAME", "")
-        changes.setdefault("infrastructure_pid", protocol.infrastructure_pid(worker, os.getpid()))
-        return await super().update_flow_run(*args, **changes)
 
 
 @dataclass(frozen=True)
@@ -152,7 +142,7 @@ async def _serve(link: ChildLink, catalog: str) -> tuple[Flow[..., Any], FlowRun
 
 
 async def _load(
-    order: Message, flow_run: FlowRun, client: PatientClient, catalog: str
+    order: Message, flow_run: FlowRun, client: ChildClient, catalog: str
 ) -> tuple[Flow[..., Any] | None, str]:
     """The flow to run: an imported one, or whatever the deployment of someone else's flow says; or the problem."""
     if name := order.get("flow"):
@@ -160,8 +150,8 @@ async def _load(
         return _without_storage_lookup(flow), ""
     os.makedirs(order["scratch"], exist_ok=True)  # noqa: PTH103
     os.chdir(order["scratch"])  # Prefect copies a deployment's files into the working directory
+    await client.claim_for_this_process(flow_run.id)
     try:
-        await client.update_flow_run(flow_run.id)
         return await load_flow_from_flow_run(flow_run=flow_run, use_placeholder_flow=False), ""
     except Exception as exc:
         _log.warning("worker.flow_not_loaded", exc_info=exc, extra={"flow_run_id": str(flow_run.id)})

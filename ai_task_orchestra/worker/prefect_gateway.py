@@ -84,7 +84,7 @@ class PrefectGateway:
         Raises:
             httpx.HTTPError: no answer came; it may be ours all the same (`claimed_after_all`).
         """
-        state: State[Any] = Pending(message=self._claim_message())
+        state: State[Any] = Pending(message=protocol.claim_message(self._worker))
         try:
             result = await self.ask(lambda: self._client.set_flow_run_state(run.id, state))
         except ObjectNotFound:
@@ -103,11 +103,8 @@ class PrefectGateway:
         state = await self.insist(lambda: self.state_of(run.id))
         return self._is_ours(state)
 
-    def _claim_message(self) -> str:
-        return f"Claimed by worker {self._worker}"
-
     def _is_ours(self, state: State | None) -> bool:
-        return state is not None and state.is_pending() and state.message == self._claim_message()
+        return state is not None and state.is_pending() and protocol.worker_of_claim(state.message) == self._worker
 
     async def entrypoint(self, deployment_id: UUID) -> str | None:
         """The entrypoint of a deployment, remembered for a minute.

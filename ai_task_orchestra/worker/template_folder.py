@@ -17,9 +17,9 @@ class TemplateFolder:
         self._library = library
         self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
 
-    def changed(self) -> bool:
-        """Whether the folder's content is another one than at the last look."""
-        if time.monotonic() < self._next_look:
+    def changed(self, *, at_once: bool = False) -> bool:
+        """Whether the folder's content is another one than at the last look; `at_once`: look in any case."""
+        if time.monotonic() < self._next_look and not at_once:
             return False
         self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
         return self._library.refresh()

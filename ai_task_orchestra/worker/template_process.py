@@ -7,7 +7,7 @@ reaps them, kills their process trees on request, and sweeps what they leave beh
 it along, when the worker closes the control connection or dies.
 
 Requests: `fork` (child; a socket comes along with it), `kill` (child), `retire` (end once the last child has ended).
-Reports: `ready` (flows, rehearsed, threads) or `failed` (error), then `forked` (child, pid) and `exited` (child, code, swept).
+Reports: `ready` (flows, rehearsed, threads) or `failed` (error); `forked` (child, pid); `exited` (child, code, swept).
 """
 
 from __future__ import annotations

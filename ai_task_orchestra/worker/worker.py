@@ -40,10 +40,21 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# More parked children than this only cost memory: a child is replaced faster than runs are claimed.
+# One more child than slots is parked, so that no run waits for a fork; more than this only cost memory.
 _MOST_PARKED: Final = 4
 # How long states are set, and an unanswered claim is waited for, once the worker is to end.
 _LAST_WORDS_SECONDS: Final = 5.0
+
+
+_NOT_FOR_CHILDREN: Final = frozenset(
+    {
+        "ORCHESTRA_API_KEY",
+        "ORCHESTRA_DATABASE_URL",
+        "PREFECT_API_DATABASE_CONNECTION_URL",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL",
+        "PREFECT_SERVER_API_AUTH_STRING",
+    }
+)
 
 
 class OrchestraJobConfiguration(BaseJobConfiguration):
@@ -150,8 +161,8 @@ class OrchestraWorker(BaseWorker[OrchestraJobConfiguration, BaseVariables, Orche
             pool = ChildPool(
                 self._settings.catalog_module,
                 self._child_environment(csrf),
-                parked=min(self.slots, _MOST_PARKED),
-                templates_changed=folder.changed,
+                parked=min(self.slots + 1, _MOST_PARKED),
+                folder=folder,
                 on_ready=lambda: claims.nudge(),
             )
             around = self._around = Surroundings(gateway, pool, self._settings.catalog_module, scratch)
@@ -215,8 +226,8 @@ class OrchestraWorker(BaseWorker[OrchestraJobConfiguration, BaseVariables, Orche
         return True
 
     def _child_environment(self, csrf: bool) -> dict[str, str]:
-        """Our environment, and what was configured otherwise."""
-        return {
+        """Our environment, and what was configured otherwise; without the keys that only other processes need."""
+        environment = {
             "DO_NOT_TRACK": "1",
             **os.environ,
             **get_current_settings().to_environment_variables(exclude_unset=True),
@@ -226,6 +237,7 @@ class OrchestraWorker(BaseWorker[OrchestraJobConfiguration, BaseVariables, Orche
             "ORCHESTRA_HOME": str(self._settings.home.absolute()),
             "ORCHESTRA_TEMPLATES_DIR": str(self._settings.templates_dir.absolute()),
         }
+        return {name: value for name, value in environment.items() if name not in _NOT_FOR_CHILDREN}
 
     def _work_pool_id(self) -> UUID:
         return self.work_pool.id

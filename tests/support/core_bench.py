@@ -73,7 +73,7 @@ class CoreBench:
     async def status(self, task_id: str, wanted: str, timeout: float = 15) -> TaskView:
         """Wait until the task has this status."""
 
-        async def look() -> TaskView | None:
+        async def look() -> Any:
             view = await self.get(task_id)
             return view if view.status == wanted else None
 
@@ -82,7 +82,7 @@ class CoreBench:
     async def run_of(self, task_id: str, *, other_than: str | None = None, state: str | None = None) -> str:
         """Wait until the task has a flow run (in this state), and return its id."""
 
-        async def look() -> str | None:
+        async def look() -> Any:
             run_id = (await self.get(task_id)).flow_run_id
             if run_id is None or run_id == other_than:
                 return None
@@ -95,7 +95,7 @@ class CoreBench:
         assert self.settings.database_url
         connection = await asyncpg.connect(plain_url(self.settings.database_url))
         try:
-            return await connection.fetch(statement, *values)
+            return list(await connection.fetch(statement, *values))
         finally:
             await connection.close()
 
@@ -106,7 +106,7 @@ def write_template(folder: Path, name: str, **options: Any) -> None:
 
 
 def core_settings(folder: Path, database_url: str, prefect_url: str, pool: str, **overrides: Any) -> Settings:
-    given = {
+    given: dict[str, Any] = {
         "home": folder,
         "templates_dir": folder,
         "database_url": database_url,
@@ -117,7 +117,7 @@ def core_settings(folder: Path, database_url: str, prefect_url: str, pool: str, 
         "adopt_seconds": 1.0,
         "worker_lease_seconds": 3.0,
     }
-    return Settings(_env_file=None, **given | overrides)  # type: ignore[call-arg]
+    return Settings(_env_file=None, **given | overrides)
 
 
 @contextlib.asynccontextmanager

@@ -70,11 +70,12 @@ class PrefectBench:
         return [item["flow_run"]["id"] for item in found]
 
     async def set(self, run_id: str, kind: str, *, force: bool = False, **state: Any) -> dict[str, Any]:
-        return await self.post(f"/flow_runs/{run_id}/set_state", {"state": {"type": kind, **state}, "force": force})
+        body = {"state": {"type": kind, **state}, "force": force}
+        return dict(await self.post(f"/flow_runs/{run_id}/set_state", body))
 
     async def claim(self, run_id: str, worker: str = "w1") -> bool:
         answer = await self.set(run_id, "PENDING", message=protocol.claim_message(worker))
-        return answer["status"] == "ACCEPT"
+        return bool(answer["status"] == "ACCEPT")
 
     async def start(self, run_id: str, worker: str = "w1") -> None:
         """Claim and run."""

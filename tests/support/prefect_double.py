@@ -226,7 +226,8 @@ class PrefectDouble:
         return {"status": status, "before": before.name}
 
     async def claim(self, run_id: str, worker: str = "w1") -> bool:
-        return (await self.set(run_id, PENDING, message=protocol.claim_message(worker)))["status"] == "ACCEPT"
+        answer = await self.set(run_id, PENDING, message=protocol.claim_message(worker))
+        return bool(answer["status"] == "ACCEPT")
 
     async def start(self, run_id: str, worker: str = "w1") -> None:
         assert await self.claim(run_id, worker)

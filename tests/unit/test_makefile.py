@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,8 +13,15 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A make of its own, also where the tests run below `make test`."""
+    env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    return subprocess.run(["make", *arguments], cwd=folder, env=env, capture_output=True, text=True)
+
+
 def would_run(folder: Path, *arguments: str) -> list[str]:
-    done = subprocess.run(["make", "--dry-run", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    done = make(folder, "--dry-run", *arguments)
+    assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
 
@@ -92,7 +100,7 @@ def test_an_old_python_is_refused_with_the_way_out(checkout: Path) -> None:
     old = checkout / "python-old"
     old.write_text("#!/bin/sh\nexit 1\n")
     old.chmod(0o755)
-    done = subprocess.run(["make", "up", f"PYTHON={old}"], cwd=checkout, capture_output=True, text=True)
+    done = make(checkout, "up", f"PYTHON={old}")
     assert done.returncode == 2
     assert "make PYTHON=python3.12 up" in done.stderr
 
@@ -101,7 +109,7 @@ def test_a_python_without_venv_is_refused_with_the_package_to_install(checkout: 
     slim = checkout / "python-slim"
     slim.write_text('#!/bin/sh\ncase "$2" in *venv*) exit 1;; esac\n')
     slim.chmod(0o755)
-    done = subprocess.run(["make", "up", f"PYTHON={slim}"], cwd=checkout, capture_output=True, text=True)
+    done = make(checkout, "up", f"PYTHON={slim}")
     assert done.returncode == 2
     assert "python3-venv" in done.stderr
 

@@ -1,4 +1,7 @@
-"""A core, a database and a work pool for each test; PostgreSQL and Prefect are shared."""
+"""A core, a database and a work pool for each test; PostgreSQL and Prefect are shared.
+
+The tests right here play against a real Prefect; those in `with_double` against its double.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from ai_task_orchestra.settings import Settings
 from api.migrate import upgrade
 from tests.support.core_bench import CoreBench, core_settings, open_bench, write_template
 from tests.support.prefect_bench import PrefectBench
+from tests.support.prefect_double import PrefectDouble
 
 
 @pytest.fixture
@@ -33,7 +37,8 @@ async def settings(tmp_path: Path, database_url: str, prefect_api_url: str, pref
 @pytest.fixture
 async def bench(settings: Settings, prefect: PrefectBench) -> AsyncIterator[CoreBench]:
     """An open core."""
-    async with open_bench(settings, prefect) as opened:
+    gateway = prefect if isinstance(prefect, PrefectDouble) else None
+    async with open_bench(settings, prefect, gateway=gateway) as opened:
         yield opened
 
 

@@ -72,6 +72,7 @@ def write(settings: Settings, seconds: int = 1, **more: str) -> str:
     name = f"tmpl-{settings.work_pool.removeprefix('pool-')}".replace("-0", "-o").replace("-", "-t", 1)
     lines = [f"name: {name}", "description: Waits", "parameters:"]
     lines += ["- {name: n, type: integer, required: false, description: How often, default: 2, minimum: 1}"]
+    lines += ["- {name: note, type: string, required: false, description: A note}"]
     lines += [f"steps: [{{type: wait, seconds: {seconds}}}]", *(f"{key}: {value}" for key, value in more.items())]
     (settings.templates_dir / "a.yaml").write_text("\n".join(lines))
     return name
@@ -105,9 +106,9 @@ async def test_prefect_itself_checks_parameters_and_lets_its_form_leave_optional
     name = write(settings)
     await bootstrap(settings)
     create = f"/deployments/{prefect.deployments([name])[name]['id']}/create_flow_run"
-    for accepted in ({}, {"n": 3}, {"n": None}):
+    for accepted in ({}, {"n": 3, "note": "x"}, {"n": 2, "note": None}):
         prefect.call("POST", create, {"parameters": accepted})
-    for refused in ({"n": 0}, {"n": "many"}):
+    for refused in ({"n": 0}, {"n": "many"}, {"note": 5}):
         with pytest.raises(httpx.HTTPStatusError, match="409"):
             prefect.call("POST", create, {"parameters": refused})
 

@@ -57,7 +57,7 @@ async def test_what_a_finished_run_leaves_behind_is_killed(served: WorkerBench, 
 
 
 async def test_a_run_cancelled_before_it_runs_never_runs(bench: WorkerBench) -> None:
-    with bench.worker(worker_limit=1) as worker:
+    with bench.worker(worker_limit=1, log_level="DEBUG") as worker:
         parked = await wait_until(worker.parked, timeout=60, description="a parked child")
         parked[0].suspend()  # it can't accept a run
         claimed = await bench.submit("noop")

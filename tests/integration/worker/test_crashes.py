@@ -14,7 +14,7 @@ from tests.support.worker_bench import WorkerBench, WorkerProcess
 
 
 async def test_a_run_whose_process_dies_is_crashed_and_says_why(bench: WorkerBench) -> None:
-    with bench.worker() as worker:
+    with bench.worker(log_level="DEBUG") as worker:
         killed, exited = await bench.submit("wait"), await bench.submit("end_process", code=3)
         await bench.reaches(killed, "Running")
         os.kill(_pid(await bench.read(killed)), signal.SIGKILL)
@@ -35,7 +35,7 @@ async def test_a_run_whose_process_dies_is_crashed_and_says_why(bench: WorkerBen
 
 
 async def test_a_child_that_dies_before_it_accepts_costs_nothing(bench: WorkerBench) -> None:
-    with bench.worker(worker_limit=1) as worker:
+    with bench.worker(worker_limit=1, log_level="DEBUG") as worker:
         parked = await wait_until(worker.parked, timeout=60, description="a parked child")
         parked[0].suspend()  # it can't accept a run
         run = await bench.submit("noop")

@@ -32,7 +32,8 @@ async def test_a_run_completes_and_its_last_log_line_arrives(served: WorkerBench
 async def test_with_one_slot_the_order_is_priority_first_then_age(bench: WorkerBench) -> None:
     by_priority = {}
     for priority in (3, 10, 1, 7, 5, 2, 9, 4, 8, 6):
-        by_priority[priority] = [await bench.submit("noop", priority=priority) for _ in range(2)]
+        count = 2 if priority in (5, 10) else 1
+        by_priority[priority] = [await bench.submit("noop", priority=priority) for _ in range(count)]
     expected = [run for priority in reversed(protocol.PRIORITIES) for run in by_priority[priority]]
     with bench.worker(worker_limit=1):
         await bench.reaches(expected[-1], "Completed", timeout=60)
@@ -66,10 +67,8 @@ async def test_children_hold_nothing_of_the_worker_or_of_each_other(served: Work
     run = await served.submit("open_files")
     await served.reaches(run, "Completed")
     lines = await served.logged(run, "open: ")
-    line = next(line for line in lines if line.startswith("open: "))
-    # The link to the worker, the event loop's wake-up pair, the connection to Prefect.
-    assert 1 <= line.count("'socket'") <= 4
-    assert line.count("pipe") == 0
+    # Its link to the worker, and both ends of its event loop's wake-up.
+    assert "open: 3 local, 0 pipes" in lines
 
 
 async def test_somebody_elses_flow_is_loaded_as_its_deployment_says(served: WorkerBench, tmp_path: Path) -> None:

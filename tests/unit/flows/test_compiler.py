@@ -59,6 +59,11 @@ def test_flow_and_template_share_name_and_description() -> None:
     assert (flow.retries, flow.persist_result, flow.should_validate_parameters) == (0, False, False)
 
 
+def optional(description: str, **schema: Any) -> dict[str, Any]:
+    """Prefect's form sends null for what is left empty: a schema without it could not be submitted."""
+    return {"anyOf": [schema, {"type": "null"}], "default": None, "description": description}
+
+
 def test_prefects_schema_has_types_defaults_enums_bounds_and_descriptions() -> None:
     schema = parameter_schema(compiled()).model_dump(exclude_unset=True)
     assert schema["required"] == ["text"]
@@ -72,18 +77,18 @@ def test_prefects_schema_has_types_defaults_enums_bounds_and_descriptions() -> N
             "pattern": "^a",
         },
         "count": {"type": "integer", "description": "How many", "default": 3, "minimum": 1, "maximum": 9},
-        "ratio": {"type": "number", "description": "Args: none", "default": None, "minimum": 0.5},
+        "ratio": optional("Args: none", type="number", minimum=0.5),
         "flag": {"type": "boolean", "description": "Whether", "default": False},
-        "items": {"type": "array", "description": "Items", "default": None, "items": {}},
+        "items": optional("Items", type="array", items={}),
         "env": {
             "type": "object",
             "description": "Environment",
             "default": {"A": "1"},
             "additionalProperties": True,
         },
-        "format": {"type": "string", "description": "Format", "default": None, "enum": ["json", "text"]},
-        "json": {"type": "string", "description": "A name of pydantic's models", "default": None},
-        "copy": {"type": "integer", "description": "Another one", "default": None},
+        "format": optional("Format", type="string", enum=["json", "text"]),
+        "json": optional("A name of pydantic's models", type="string"),
+        "copy": optional("Another one", type="integer"),
     }
 
 

@@ -10,12 +10,12 @@ from ai_task_orchestra import protocol
 from ai_task_orchestra.errors import ConflictError, NotFoundError
 from api import cancellation
 from tests.support.core_bench import CoreBench
-from tests.support.prefect_bench import PrefectBench
+from tests.support.prefect_double import PrefectDouble
 
 NOBODY = "00000000-0000-0000-0000-000000000000"
 
 
-async def test_a_queued_task_is_cancelled_before_the_answer(bench: CoreBench, prefect: PrefectBench) -> None:
+async def test_a_queued_task_is_cancelled_before_the_answer(bench: CoreBench, prefect: PrefectDouble) -> None:
     task_id = await bench.submit()
     run_id = await bench.run_of(task_id, state=protocol.STATE_QUEUED)
 
@@ -28,7 +28,7 @@ async def test_a_queued_task_is_cancelled_before_the_answer(bench: CoreBench, pr
     await bench.cancel(task_id)  # again is no error
 
 
-async def test_a_held_task_is_cancelled_before_the_answer(bench: CoreBench, prefect: PrefectBench) -> None:
+async def test_a_held_task_is_cancelled_before_the_answer(bench: CoreBench, prefect: PrefectDouble) -> None:
     first = await bench.submit()
     task_id = await bench.submit(depends_on=[first])
     await bench.run_of(task_id, state=protocol.STATE_HELD)
@@ -40,7 +40,7 @@ async def test_a_held_task_is_cancelled_before_the_answer(bench: CoreBench, pref
 
 
 async def test_a_task_cancelled_right_after_its_submission_leaves_no_live_run(
-    bench: CoreBench, prefect: PrefectBench
+    bench: CoreBench, prefect: PrefectDouble
 ) -> None:
     ids = []
     for _ in range(10):
@@ -53,7 +53,7 @@ async def test_a_task_cancelled_right_after_its_submission_leaves_no_live_run(
     assert await prefect.due() == []
 
 
-async def test_a_running_task_is_cancelled_when_its_worker_says_so(bench: CoreBench, prefect: PrefectBench) -> None:
+async def test_a_running_task_is_cancelled_when_its_worker_says_so(bench: CoreBench, prefect: PrefectDouble) -> None:
     task_id = await bench.submit()
     run_id = await bench.run_of(task_id)
     await prefect.start(run_id)
@@ -68,7 +68,7 @@ async def test_a_running_task_is_cancelled_when_its_worker_says_so(bench: CoreBe
     assert attempt.outcome == "cancelled"
 
 
-async def test_a_claimed_task_cannot_start_once_it_is_being_cancelled(bench: CoreBench, prefect: PrefectBench) -> None:
+async def test_a_claimed_task_cannot_start_once_it_is_being_cancelled(bench: CoreBench, prefect: PrefectDouble) -> None:
     task_id = await bench.submit()
     run_id = await bench.run_of(task_id)
     assert await prefect.claim(run_id)
@@ -82,7 +82,7 @@ async def test_a_claimed_task_cannot_start_once_it_is_being_cancelled(bench: Cor
 
 
 async def test_a_worker_that_does_not_confirm_is_overruled(
-    bench: CoreBench, prefect: PrefectBench, monkeypatch: pytest.MonkeyPatch
+    bench: CoreBench, prefect: PrefectDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cancellation, "FORCE_SECONDS", 1.0)
     task_id = await bench.submit()
@@ -95,7 +95,7 @@ async def test_a_worker_that_does_not_confirm_is_overruled(
     await bench.run_of(task_id, state="Cancelled")
 
 
-async def test_finished_tasks_and_strangers_cannot_be_cancelled(bench: CoreBench, prefect: PrefectBench) -> None:
+async def test_finished_tasks_and_strangers_cannot_be_cancelled(bench: CoreBench, prefect: PrefectDouble) -> None:
     task_id = await bench.submit()
     run_id = await bench.run_of(task_id)
     await prefect.start(run_id)
@@ -109,7 +109,7 @@ async def test_finished_tasks_and_strangers_cannot_be_cancelled(bench: CoreBench
         await bench.cancel(NOBODY)
 
 
-async def test_cancelling_races_completion_and_each_task_ends_once(bench: CoreBench, prefect: PrefectBench) -> None:
+async def test_cancelling_races_completion_and_each_task_ends_once(bench: CoreBench, prefect: PrefectDouble) -> None:
     ids = [await bench.submit() for _ in range(8)]
     runs = [await bench.run_of(task_id) for task_id in ids]
     for run_id in runs:

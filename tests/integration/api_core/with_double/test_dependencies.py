@@ -9,13 +9,13 @@ import pytest
 
 from ai_task_orchestra import protocol
 from ai_task_orchestra.errors import DependencyFailedError, UnknownDependencyError
-from tests.support.core_bench import TENANT, CoreBench
-from tests.support.prefect_bench import PrefectBench
+from tests.support.core_bench import CoreBench
+from tests.support.prefect_double import PrefectDouble
 from tests.support.waiting import wait_until
 
 
 async def test_a_dependent_is_held_in_prefect_and_released_when_its_dependency_completes(
-    bench: CoreBench, prefect: PrefectBench
+    bench: CoreBench, prefect: PrefectDouble
 ) -> None:
     first = await bench.submit()
     second = await bench.submit(depends_on=[first])
@@ -30,7 +30,7 @@ async def test_a_dependent_is_held_in_prefect_and_released_when_its_dependency_c
     assert (await bench.get(second)).status == "queued"
 
 
-async def test_a_dependent_of_completed_tasks_is_runnable_at_once(bench: CoreBench, prefect: PrefectBench) -> None:
+async def test_a_dependent_of_completed_tasks_is_runnable_at_once(bench: CoreBench, prefect: PrefectDouble) -> None:
     first = await bench.submit()
     run_id = await bench.run_of(first)
     await prefect.start(run_id)
@@ -43,7 +43,7 @@ async def test_a_dependent_of_completed_tasks_is_runnable_at_once(bench: CoreBen
     assert (await bench.get(second)).depends_on == [first, first]
 
 
-async def test_a_dependent_waits_for_all_of_its_dependencies(bench: CoreBench, prefect: PrefectBench) -> None:
+async def test_a_dependent_waits_for_all_of_its_dependencies(bench: CoreBench, prefect: PrefectDouble) -> None:
     several = [await bench.submit() for _ in range(3)]
     last = await bench.submit(depends_on=several)
     for task_id in several:
@@ -55,7 +55,7 @@ async def test_a_dependent_waits_for_all_of_its_dependencies(bench: CoreBench, p
     await bench.run_of(last, state=protocol.STATE_QUEUED)
 
 
-async def test_a_failure_cancels_everything_that_waits_and_says_why(bench: CoreBench, prefect: PrefectBench) -> None:
+async def test_a_failure_cancels_everything_that_waits_and_says_why(bench: CoreBench, prefect: PrefectDouble) -> None:
     root = await bench.submit()
     middle = await bench.submit(depends_on=[root])
     leaf = await bench.submit(depends_on=[middle])
@@ -99,7 +99,7 @@ async def test_dependencies_that_cannot_complete_are_refused(bench: CoreBench) -
 
 
 async def test_no_release_is_missed_when_submissions_and_completions_race(
-    bench: CoreBench, prefect: PrefectBench
+    bench: CoreBench, prefect: PrefectDouble
 ) -> None:
     for _ in range(4):
         first = await bench.submit()
@@ -116,27 +116,57 @@ async def test_no_release_is_missed_when_submissions_and_completions_race(
     released = "SELECT count(*) AS n FROM task WHERE phase = 'ready' AND status = 'queued'"
 
     async def all_ready() -> bool:
-        return (await bench.sql(released))[0]["n"] == 24
+        return bool((await bench.sql(released))[0]["n"] == 24)
 
     await wait_until(all_ready, timeout=30, description="every dependent is ready in Prefect")
 
 
 async def test_a_chain_of_500_and_a_fan_in_of_1000_are_cancelled_in_one_transaction(bench: CoreBench) -> None:
-    service = bench.core.service
     root = await bench.submit(priority=1)
-    chain = [root]
-    for _ in range(500):
-        chain.append(await bench.submit(depends_on=[chain[-1]]))
-    sources = await asyncio.gather(
-        *(service.submit(bench.new(priority=2), tenant=TENANT) for _ in range(999)),
-    )
-    fan_in = await bench.submit(depends_on=[chain[-1], *(source.task.id for source in sources)])
+    await bench.run_of(root)
+    chain = await _write_tasks(bench, 500)
+    await _write_edges(bench, chain, [root, *chain[:-1]])
+    others, [last] = await _write_tasks(bench, 999), await _write_tasks(bench, 1)
+    await _write_edges(bench, [last] * 1000, [chain[-1], *others])
 
     await bench.cancel(root)
 
-    assert (await bench.status(root, "cancelled")).error is None
+    assert (await bench.get(root)).status == "cancelled"
     counted = await bench.sql("SELECT count(*) AS n FROM task WHERE error->>'type' = 'dependency_failed'")
     assert counted[0]["n"] == 501
     ended = await bench.sql("SELECT count(DISTINCT completed_at) AS n FROM task WHERE error IS NOT NULL")
     assert ended[0]["n"] == 1
-    assert (await bench.get(fan_in)).status == "cancelled"
+    error = (await bench.get(last)).error
+    assert error is not None and root in error["message"] and chain[-1] in error["message"]
+
+
+async def test_the_last_of_a_fan_in_of_1000_releases_and_none_before(bench: CoreBench, prefect: PrefectDouble) -> None:
+    first, last = await bench.submit(), await bench.submit()
+    others, [waiting] = await _write_tasks(bench, 998), await _write_tasks(bench, 1)
+    await _write_edges(bench, [waiting] * 1000, [first, last, *others])
+    await bench.sql("UPDATE dependency SET resolved = true WHERE upstream_id = ANY($1::uuid[])", others)
+    await bench.sql("UPDATE task SET unresolved = 2 WHERE id = $1::uuid", waiting)
+    for task_id, left in ((first, 1), (last, 0)):
+        run_id = await bench.run_of(task_id)
+        await prefect.start(run_id)
+        await prefect.complete(run_id)
+        await bench.status(task_id, "completed")
+        assert (await bench.sql("SELECT unresolved FROM task WHERE id = $1::uuid", waiting))[0]["unresolved"] == left
+
+
+async def _write_tasks(bench: CoreBench, count: int) -> list[str]:
+    """Rows of a pool that nobody dispatches."""
+    statement = """
+        INSERT INTO task (id, tenant, template, parameters, priority, work_pool)
+        SELECT gen_random_uuid(), 'default', 'work', '{}', 5, 'elsewhere' FROM generate_series(1, $1::int)
+        RETURNING id
+    """
+    return [str(row["id"]) for row in await bench.sql(statement, count)]
+
+
+async def _write_edges(bench: CoreBench, tasks: list[str], upstream: list[str]) -> None:
+    await bench.sql("INSERT INTO dependency SELECT *, false FROM unnest($1::uuid[], $2::uuid[])", tasks, upstream)
+    await bench.sql(
+        "UPDATE task SET unresolved = (SELECT count(*) FROM dependency WHERE task_id = id) WHERE id = ANY($1::uuid[])",
+        tasks,
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,11 @@ import pytest
 from ai_task_orchestra.errors import IdempotencyMismatchError, NotFoundError, ParameterError
 from ai_task_orchestra.settings import Settings
 from tests.support.core_bench import TENANT, CoreBench, core_settings, open_bench
-from tests.support.prefect_bench import PrefectBench
-from tests.support.servers import free_port
+from tests.support.prefect_double import PrefectDouble
 from tests.support.waiting import wait_until
 
 
-async def test_twenty_equal_submissions_at_once_make_one_task(bench: CoreBench, prefect: PrefectBench) -> None:
+async def test_twenty_equal_submissions_at_once_make_one_task(bench: CoreBench, prefect: PrefectDouble) -> None:
     async def submit() -> tuple[str, bool]:
         made = await bench.service.submit(bench.new(), tenant=TENANT, idempotency_key="key", body_hash="same")
         return made.task.id, made.created
@@ -30,7 +28,7 @@ async def test_twenty_equal_submissions_at_once_make_one_task(bench: CoreBench, 
 
 
 async def test_a_replayed_key_shows_the_present_status_and_another_body_is_refused(
-    bench: CoreBench, prefect: PrefectBench
+    bench: CoreBench, prefect: PrefectDouble
 ) -> None:
     first = await bench.service.submit(bench.new(), tenant=TENANT, idempotency_key="key", body_hash="a")
     run_id = await bench.run_of(first.task.id)
@@ -47,7 +45,7 @@ async def test_a_replayed_key_shows_the_present_status_and_another_body_is_refus
 
 
 async def test_a_replay_answers_even_when_its_dependency_has_failed_since(
-    bench: CoreBench, prefect: PrefectBench
+    bench: CoreBench, prefect: PrefectDouble
 ) -> None:
     upstream = await bench.submit()
     new = bench.new(depends_on=[upstream])
@@ -69,39 +67,36 @@ async def test_what_prefect_would_evaluate_is_refused_before_anything_is_stored(
     assert await bench.service.list(tenant=TENANT) == ([], 0)
 
 
-async def test_a_task_submitted_while_prefect_is_away_waits_and_runs_when_it_is_back(
-    settings: Settings, prefect: PrefectBench, tmp_path: Path
+async def test_a_task_submitted_while_prefect_is_away_waits_and_is_dispatched_when_it_is_back(
+    bench: CoreBench, prefect: PrefectDouble
 ) -> None:
-    port = free_port()
-    away = core_settings(tmp_path, settings.database_url or "", f"http://127.0.0.1:{port}/api", settings.work_pool)
-    async with open_bench(away, prefect) as bench:
-        task_id = await bench.submit(priority=3)
-        assert "prefect" in await bench.service.readiness()
-        assert (await bench.prioritise(task_id, 9)).priority == 9  # there is no run to move
-        doomed = await bench.submit()
-        await bench.cancel(doomed)
-        assert (await bench.get(doomed)).status == "cancelled"
+    prefect.is_down = True
+    task_id = await bench.submit(priority=3)
+    assert "prefect" in await bench.service.readiness()
+    await asyncio.sleep(0.3)  # the dispatcher has tried: the row must not be left as if a run might exist
+    assert (await bench.prioritise(task_id, 9)).priority == 9
+    doomed = await bench.submit()
+    await bench.cancel(doomed)
+    assert (await bench.get(doomed)).status == "cancelled"
 
-        upstream = prefect.http.base_url
-        async with _forward(port, upstream.host, upstream.port or 80):
-            run_id = await bench.run_of(task_id)
-            assert await bench.service.readiness() == {}
-            run = await prefect.run(run_id)
-            assert run is not None and run["work_queue_name"] == "priority-9"
-            assert len(await prefect.all_runs()) == 1
+    prefect.is_down = False
+    run = await prefect.run(await bench.run_of(task_id))
+    assert run is not None and run["work_queue_name"] == "priority-9"
+    assert await bench.service.readiness() == {}
+    assert len(await prefect.all_runs()) == 1
 
 
 async def test_readiness_names_a_missing_pool_and_missing_tables(
-    tmp_path: Path, database_url: str, prefect_api_url: str, prefect: PrefectBench
+    tmp_path: Path, database_url: str, prefect_api_url: str, prefect: PrefectDouble
 ) -> None:
     bare = core_settings(tmp_path, database_url, prefect_api_url, "no-such-pool")
-    async with open_bench(bare, prefect) as bench:
+    async with open_bench(bare, prefect, gateway=prefect) as bench:
         missing = await bench.service.readiness()
     assert "api.migrate" in missing["database"]
     assert "no-such-pool" in missing["prefect"]
 
 
-async def test_lists_are_newest_first_filtered_and_counted(bench: CoreBench, prefect: PrefectBench) -> None:
+async def test_lists_are_newest_first_filtered_and_counted(bench: CoreBench, prefect: PrefectDouble) -> None:
     ids = [await bench.submit() for _ in range(5)]
     await bench.cancel(ids[2])
     await bench.status(ids[2], "cancelled")
@@ -120,10 +115,10 @@ async def test_lists_are_newest_first_filtered_and_counted(bench: CoreBench, pre
 
 
 async def test_the_waiting_backlog_beyond_the_window_stays_out_of_prefect_until_it_is_urgent(
-    settings: Settings, prefect: PrefectBench, tmp_path: Path, prefect_api_url: str
+    settings: Settings, prefect: PrefectDouble, tmp_path: Path, prefect_api_url: str
 ) -> None:
     small = core_settings(tmp_path, settings.database_url or "", prefect_api_url, settings.work_pool, dispatch_window=3)
-    async with open_bench(small, prefect) as bench:
+    async with open_bench(small, prefect, gateway=prefect) as bench:
         ids = [await bench.submit(priority=5) for _ in range(5)]
 
         async def three() -> bool:
@@ -135,37 +130,10 @@ async def test_the_waiting_backlog_beyond_the_window_stays_out_of_prefect_until_
         assert (await bench.get(ids[3])).flow_run_id is None
         assert (await bench.get(ids[4])).flow_run_id is None
 
-        stop, order = asyncio.Event(), []
+        stop = asyncio.Event()
+        order: list[str] = []
         worker = asyncio.create_task(prefect.work_off(until=stop, order=order))
         await bench.status(ids[4], "completed", timeout=30)
         stop.set()
         await worker
         assert len(order) == 6
-
-
-class _forward:
-    """A plain TCP forwarder: Prefect comes back at the address where nobody answered."""
-
-    def __init__(self, port: int, host: str, target: int) -> None:
-        self._port, self._host, self._target = port, host, target
-
-    async def __aenter__(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port, family=socket.AF_INET)
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection(self._host, self._target)
-        await asyncio.gather(_copy(reader, back), _copy(there, writer))
-
-
-async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-    try:
-        while data := await source.read(65536):
-            target.write(data)
-            await target.drain()
-    except OSError:
-        pass
-    finally:
-        target.close()
