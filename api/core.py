@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from ai_task_orchestra.errors import ConfigurationError
 from ai_task_orchestra.library import TemplateLibrary
 from ai_task_orchestra.settings import Settings
+from ai_task_orchestra.stack.environment import prefect_client_environment
 from api.adoption import Adoption
 from api.cancellation import Cancellation
 from api.chores import Chores
@@ -74,7 +75,8 @@ async def open_core(
         requests, work = pools
         # 2.
         if gateway is None:
-            gateway = http = HttpPrefectGateway(settings.prefect_url, settings.prefect_auth_string)
+            auth = prefect_client_environment(settings).get("PREFECT_API_AUTH_STRING")
+            gateway = http = HttpPrefectGateway(settings.prefect_url, auth)
             stack.push_async_callback(http.aclose)
         # 3.
         wake, ours = Wake(), Pools(settings.work_pool, library)

@@ -24,6 +24,7 @@ SETTLE_SECONDS: Final = 0.015
 #: How often a change that can't be read yet is looked for again, each time after a longer pause.
 TRIES: Final = 5
 RECONNECT_SECONDS: Final = 1.0
+NEVER: Final = UUID(int=0)
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,15 @@ class Hints:
                 await self._look_at(batch)
 
     async def _look_at(self, batch: dict[UUID, Hint]) -> None:
+        """Read the runs whose announced state is not mirrored yet: what we did ourselves is news to nobody."""
         try:
-            runs = await self._mirror.reconcile(batch.keys())
+            known = await self._mirror.known_states(batch.keys())
+            news = {run_id: hint for run_id, hint in batch.items() if hint.state_id != known.get(run_id, NEVER)}
+            runs = await self._mirror.reconcile(news.keys())
         except (UnreachableError, DispatchError, SQLAlchemyError, OSError) as exc:
             logger.warning("hints_dropped", extra={"count": len(batch), "reason": type(exc).__name__})
             return  # the regular looks will find it
-        for run_id, hint in batch.items():
+        for run_id, hint in news.items():
             if _is_early(runs.get(run_id), hint) and hint.tries < TRIES:
                 self._pending.setdefault(run_id, Hint(hint.state_id, hint.occurred, hint.tries + 1))
 

@@ -59,8 +59,7 @@ class Mirror:
     async def take_in(self, runs: Iterable[FlowRun]) -> None:
         """Bring tasks in line with runs just read; those that have not changed cost one query together."""
         listed = list(runs)
-        async with self._sessions() as session:
-            known = await live_store.mirrored_states(session, [run.id for run in listed])
+        known = await self.known_states([run.id for run in listed])
         news = [run for run in listed if known.get(run.id) != run.state.id]
         ended = [run.id for run in news if run.state.type in FINAL_STATES]
         reports: dict[UUID, Report] = {}
@@ -74,6 +73,11 @@ class Mirror:
                     raise
                 # One run that can't be stored must not keep the others from being mirrored.
                 logger.exception("flow_run_not_mirrored", extra={"flow_run_id": str(run.id)})
+
+    async def known_states(self, run_ids: Collection[UUID]) -> dict[UUID, UUID | None]:
+        """The state in which each of `run_ids` was last mirrored; only runs that are a task's present one."""
+        async with self._sessions() as session:
+            return await live_store.mirrored_states(session, run_ids)
 
     async def apply(self, run: FlowRun, report: Report | None = None) -> None:
         """Bring one task in line with its flow run. `report`: what the attempt left, needed for final states."""
@@ -98,7 +102,10 @@ class Mirror:
             return True
 
     async def missing(self, run_id: UUID) -> None:
-        """A task's flow run is not in Prefect any more.
+        """A flow run could not be read. If it is a task's, and still can't be, it was deleted.
+
+        A row names a run only once that is committed in Prefect, so what the second look says is sure; the first one
+        may have been taken too early, because an event was.
 
         Somebody deleted it by hand: the task is cancelled, since running it again would be the opposite of what they
         wanted. But if its deployment is gone as well (a template was removed and deployed again, or Prefect's
@@ -107,7 +114,7 @@ class Mirror:
         async with self._sessions() as session:
             task_id = await live_store.task_of_flow_run(session, run_id)
             task = await live_store.read(session, task_id) if task_id else None
-        if task is None or task.is_final:
+        if task is None or task.is_final or await self._gateway.runs([run_id]):
             return
         meant = task.adopted or task.cancel_requested_at is not None
         if not meant and task.deployment_id is not None:
@@ -188,8 +195,8 @@ class Mirror:
         state = run.state
         if task.is_final and task.phase == Phase.CREATING and not state.is_being_held:
             await live_store.end_phase(session, task.id)
-        if task.state_id == state.id:
-            return
+        if task.flow_run_id == run.id and task.state_at is not None and state.timestamp <= task.state_at:
+            return  # old news
         if state.type not in FINAL_STATES:
             if not task.adopted:  # a run that somebody made in Prefect is theirs to run again
                 await live_store.dispose(session, run.id, task.id, live_store.CANCEL)

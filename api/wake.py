@@ -25,9 +25,13 @@ class Alarm:
         self._event.set()
 
     async def wait(self, timeout_seconds: float) -> None:
-        """Return when rung, or after `timeout_seconds` at the latest; forgets the ringing."""
+        """Return when rung, or after `timeout_seconds` at the latest; forgets the ringing.
+
+        Not by `asyncio.wait_for`: before Python 3.12 it swallows a cancellation that comes together with the ringing.
+        """
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._event.wait(), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):
+                await self._event.wait()
         self._event.clear()
 
 

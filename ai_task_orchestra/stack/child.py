@@ -118,7 +118,8 @@ class SupervisedChild:
         """
         process = await self._spawn()
         try:
-            code = await asyncio.wait_for(process.wait(), self.spec.ready_seconds)
+            async with asyncio.timeout(self.spec.ready_seconds):
+                code = await process.wait()
         except TimeoutError as exc:
             raise StartError(f"{self.spec.name} took longer than {self.spec.ready_seconds:g} s") from exc
         if code != 0:

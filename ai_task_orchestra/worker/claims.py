@@ -9,6 +9,8 @@ from collections.abc import Callable, Coroutine
 from typing import Final
 from uuid import UUID
 
+import httpx
+
 from ai_task_orchestra.worker.child_pool import ChildPool
 from ai_task_orchestra.worker.execution import Execution
 from ai_task_orchestra.worker.patient_client import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, is_unreachable
@@ -88,9 +90,9 @@ class ClaimLoop:
         while not self._stopping:
             try:
                 await self.fill()
-            except Exception as exc:
-                if not is_unreachable(exc):
-                    raise
+            except httpx.HTTPError as exc:
+                if not is_unreachable(exc):  # an outage has been logged already
+                    _log.error("worker.poll_refused", extra={"error": str(exc).partition("\n")[0]})
                 self._more_waiting = True
                 await self._sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
@@ -152,9 +154,10 @@ class ClaimLoop:
         ours = False
         try:
             ours = await self._gateway.claim(run)
-        except Exception as exc:
+        except httpx.HTTPError as exc:
             if not is_unreachable(exc):
-                raise
+                _log.error("worker.claim_refused", extra={"flow_run_id": str(run.id), "error": type(exc).__name__})
+                return False
             _log.warning("worker.claim_unanswered", extra={"flow_run_id": str(run.id)})
             self._start(self._make(run), after=self._gateway.claimed_after_all(run))
             return False

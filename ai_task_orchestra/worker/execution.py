@@ -113,6 +113,8 @@ class Execution:
             finally:
                 await child.kill()  # nothing to do if it has ended, which is the rule
                 await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
+        if order and not self._reason:  # given back it would only do the same to other children
+            raise _UnusableRunError(f"{_HAND_OVER_ATTEMPTS} processes ended before one could accept this run")
         return None
 
     async def _order(self) -> Message:

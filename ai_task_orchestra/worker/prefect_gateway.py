@@ -27,6 +27,8 @@ _T = TypeVar("_T")
 
 # How long a deployment's entrypoint is believed without looking again.
 _ENTRYPOINT_SECONDS: Final = 60.0
+# The most that Prefect returns at once.
+_MOST_CANDIDATES: Final = 200
 # Each attempt means that somebody else changed the state between our looking and our setting it.
 _SETTLE_ATTEMPTS: Final = 5
 CANCELLED_MESSAGE: Final = "Cancelled; its processes were stopped."
@@ -64,7 +66,10 @@ class PrefectGateway:
         Raises:
             httpx.HTTPError: Prefect is unreachable.
         """
-        body: dict[str, Any] = {"scheduled_before": datetime.now(UTC).isoformat(), "limit": limit}
+        body: dict[str, Any] = {
+            "scheduled_before": datetime.now(UTC).isoformat(),
+            "limit": min(limit, _MOST_CANDIDATES),
+        }
         if self._queues:
             body["work_queue_names"] = self._queues
         path: Final = "/work_pools/{name}/get_scheduled_flow_runs"

@@ -57,6 +57,9 @@ class PrefectDouble:
         self.lines: list[tuple[UUID, RunLog]] = []
         self.is_down = False
         self.hears_events = True
+        #: Seconds between a new run's event and its commit, and between a read and its answer.
+        self.commit_seconds = 0.0
+        self.answer_seconds = 0.0
         self.calls: list[str] = []
         self._reports: dict[UUID, Mapping[str, Any]] = {}
         self._stops: dict[tuple[str, str], Stop] = {}
@@ -120,7 +123,12 @@ class PrefectDouble:
                 if (present.flow_id, present.idempotency_key) == (deployment.flow_id, run.idempotency_key):
                     return present
             state = _state(run.state_type, run.state_name, run.state_message, run.scheduled_time, None)
-            return self._add(deployment, run.idempotency_key, state, run)
+            made = self._add(deployment, run.idempotency_key, state, run)
+            if self.commit_seconds:
+                del self.known[made.id]
+                await asyncio.sleep(self.commit_seconds)
+                self.known[made.id] = made
+            return made
 
     async def propose(
         self,
@@ -147,7 +155,9 @@ class PrefectDouble:
     async def runs(self, ids: Collection[UUID]) -> dict[UUID, FlowRun]:
         async with self._call("runs"):
             assert len(ids) <= PAGE
-            return {run_id: self.known[run_id] for run_id in ids if run_id in self.known}
+            found = {run_id: self.known[run_id] for run_id in ids if run_id in self.known}
+            await asyncio.sleep(self.answer_seconds)
+            return found
 
     async def states(self, run_id: UUID) -> list[RunState]:
         async with self._call("states"):

@@ -26,12 +26,12 @@ class FakePrefect:
         self.refused: set[UUID] = set()
         self.unanswered: dict[UUID, bool] = {}
         self.limits: list[int] = []
-        self.away = False
+        self.failure: Exception | None = None
 
     async def candidates(self, limit: int) -> list[Candidate]:
         self.limits.append(limit)
-        if self.away:
-            raise httpx.ConnectError("refused")
+        if self.failure:
+            raise self.failure
         return [Candidate(run, None, {}) for run in self.waiting[:limit]]
 
     async def claim(self, run: Candidate) -> bool:
@@ -150,11 +150,18 @@ async def test_an_unanswered_claim_is_executed_only_if_it_was_taken(taken: bool)
         await scene.started_are([first, second] if taken else [second])
 
 
-async def test_it_goes_on_when_prefect_is_back() -> None:
+def _status(code: int) -> httpx.HTTPStatusError:
+    return httpx.HTTPStatusError(
+        "", request=httpx.Request("POST", "http://prefect.test"), response=httpx.Response(code)
+    )
+
+
+@pytest.mark.parametrize("failure", [httpx.ConnectError("refused"), _status(503), _status(403)])
+async def test_it_goes_on_when_prefect_answers_again(failure: Exception) -> None:
     scene = Scene(limit=1)
-    scene.prefect.away = True
+    scene.prefect.failure = failure
     async with running(scene):
         run = uuid4()
         scene.prefect.waiting = [run]
-        scene.prefect.away = False
+        scene.prefect.failure = None
         await scene.started_are([run])

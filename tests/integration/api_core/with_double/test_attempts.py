@@ -162,6 +162,18 @@ async def test_a_run_deleted_by_hand_cancels_its_task(bench: CoreBench, prefect:
     await bench.status(dependent, "cancelled")
 
 
+async def test_an_event_that_comes_before_its_run_can_be_read_does_not_make_it_a_deleted_one(
+    bench: CoreBench, prefect: PrefectDouble
+) -> None:
+    prefect.commit_seconds, prefect.answer_seconds = 0.05, 0.15
+    ids = [await bench.submit() for _ in range(3)]
+    for task_id in ids:
+        await bench.run_of(task_id)
+    reads = prefect.calls.count("runs")
+    await wait_until(lambda: prefect.calls.count("runs") >= reads + 3, description="the events have been looked at")
+    assert {(await bench.get(task_id)).status for task_id in ids} == {"queued"}
+
+
 async def test_a_prefect_that_has_forgotten_everything_gets_the_tasks_again(
     bench: CoreBench, prefect: PrefectDouble
 ) -> None:
