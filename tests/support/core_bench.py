@@ -113,7 +113,7 @@ def core_settings(folder: Path, database_url: str, prefect_url: str, pool: str, 
         "prefect_api_url": prefect_url,
         "work_pool": pool,
         "mirror_active_seconds": 0.5,
-        "mirror_full_seconds": 5.0,
+        "mirror_full_seconds": 2.0,
         "adopt_seconds": 1.0,
         "worker_lease_seconds": 3.0,
     }

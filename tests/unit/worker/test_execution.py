@@ -16,7 +16,9 @@ from ai_task_orchestra.worker.prefect_gateway import Candidate, PrefectGateway
 from ai_task_orchestra.worker.template_client import Child, Exit
 from tests.support.waiting import wait_until
 
+ACCEPTED: Message = {"event": "accepted"}
 FINISHED: Message = {"event": "finished", "state": "COMPLETED"}
+ENDS_WELL = Exit(0)
 
 
 class FakeChild:
@@ -24,7 +26,7 @@ class FakeChild:
 
     pid = 1
 
-    def __init__(self, *reports: Message, ends: Exit | None = Exit(0), takes_orders: bool = True) -> None:
+    def __init__(self, *reports: Message, ends: Exit | None = ENDS_WELL, takes_orders: bool = True) -> None:
         self.orders: list[Message] = []
         self.killed = False
         self._takes_orders = takes_orders
@@ -38,12 +40,12 @@ class FakeChild:
         self.orders.append(order)
 
     async def report(self) -> Message | None:
-        if self._reports:
-            return self._reports.pop(0)
-        if self._ends and not self.exited.done():
+        told = self._reports.pop(0) if self._reports else None
+        if not self._reports and self._ends and not self.exited.done():
             self.exited.set_result(self._ends)
-        await self.exited
-        return None
+        if told is None:
+            await self.exited
+        return told
 
     async def kill(self) -> Exit:
         if not self.exited.done():
@@ -62,8 +64,8 @@ class FakePool:
         return name in self.flows
 
     async def take(self) -> Child:
-        while not self.children:
-            await asyncio.sleep(0.01)
+        if not self.children:
+            await asyncio.Event().wait()  # for ever
         return cast(Child, self.children.pop(0))
 
 
@@ -101,9 +103,6 @@ class Scene:
         await self.execution.execute(self.release)
         assert self.released
         return self.gateway.settled
-
-
-ACCEPTED: Message = {"event": "accepted"}
 
 
 async def test_a_run_that_its_child_finished_is_left_as_it_is(tmp_path: Path) -> None:

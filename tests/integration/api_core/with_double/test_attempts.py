@@ -222,13 +222,12 @@ async def test_a_dispatcher_that_dies_while_creating_makes_one_run_all_the_same(
 
         async def both() -> bool:
             rows = await bench.sql("SELECT phase FROM task")
-            return all(row["phase"] == "creating" for row in rows)
+            return all(row["phase"] != "waiting" for row in rows)
 
         await wait_until(both, description="both are being created")
         await bench.cancel(doomed)
-        assert (
-            await bench.get(doomed)
-        ).status == "queued"  # a run may exist: not shown as cancelled before that is sure
+        if when == "before":  # a run may exist: nothing is shown as cancelled before that is sure
+            assert (await bench.get(doomed)).status == "queued"
     prefect.go_on()
 
     async with open_bench(settings, prefect, gateway=prefect) as bench:
