@@ -50,7 +50,6 @@ class RunState:
             scheduled_time=moment(details.get("scheduled_time")),
         )
 
-
     @property
     def is_being_held(self) -> bool:
         """Created, and about to be scheduled for the far future by whoever created it: nobody's work to stop."""
