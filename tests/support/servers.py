@@ -11,8 +11,10 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import httpx
@@ -59,9 +61,15 @@ def postgres() -> Iterator[embedded.EmbeddedPostgres]:
         server = embedded.prepare(home, free_port())
         options = embedded.popen_account(server.user)
         with process(server.argv, log=home / "postgres.log", stop=signal.SIGINT, cwd="/", **options):
-            asyncio.run(server.wait_ready())
-            asyncio.run(server.create_databases())
+            _in_a_loop_of_its_own(server.wait_ready)
+            _in_a_loop_of_its_own(server.create_databases)
             yield server
+
+
+def _in_a_loop_of_its_own(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Also where the caller's thread has a running loop: a fixture that an async one asks for, for example."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(lambda: asyncio.run(work())).result()
 
 
 async def new_database(server: embedded.EmbeddedPostgres) -> str:
