@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime, timedelta
+from typing import Final, TypeVar
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
@@ -17,6 +20,11 @@ from api.prefect_types import CANCELLED, CANCELLING, FINAL_STATES
 from api.priorities import Priorities
 
 logger = logging.getLogger(__name__)
+
+_Item = TypeVar("_Item")
+
+#: Chores at once, beside the dispatcher's own hands.
+HANDS: Final = 6
 
 
 class Chores:
@@ -39,21 +47,9 @@ class Chores:
         Raises:
             UnreachableError: Prefect does not answer.
         """
-        for task_id in await self._store.cancelling():
-            try:
-                await self._cancellation.pursue(task_id)
-            except DispatchError as exc:
-                logger.warning("cancel_refused", extra={"task_id": str(task_id), "reason": str(exc)})
-        for task_id in await self._store.moving():
-            try:
-                await self._priorities.perform(task_id)
-            except DispatchError as exc:
-                logger.warning("move_refused", extra={"task_id": str(task_id), "reason": str(exc)})
-        for run_id, action, since in await self._store.disposals():
-            try:
-                await self._dispose(run_id, action, since)
-            except DispatchError as exc:
-                logger.warning("disposal_refused", extra={"flow_run_id": str(run_id), "reason": str(exc)})
+        await _each(await self._store.cancelling(), self._cancellation.pursue)
+        await _each(await self._store.moving(), self._priorities.perform)
+        await _each(await self._store.disposals(), lambda disposal: self._dispose(*disposal))
 
     async def _dispose(self, run_id: UUID, action: str, since: datetime) -> None:
         gone = True
@@ -77,3 +73,20 @@ class Chores:
         message = "Its task is over."
         answer = await self._gateway.propose(run_id, wanted, message=message, force=overdue)
         return answer is None or (answer.state is not None and answer.state.type in FINAL_STATES)
+
+
+async def _each(items: Iterable[_Item], step: Callable[[_Item], Awaitable[object]]) -> None:
+    """Do `step` for every item, several at once; an outage ends it, a refusal only that item's."""
+    hands = asyncio.Semaphore(HANDS)
+
+    async def do(item: _Item) -> None:
+        async with hands:
+            try:
+                await step(item)
+            except DispatchError as exc:
+                logger.warning("chore_refused", extra={"item": str(item), "reason": str(exc)})
+
+    done = await asyncio.gather(*(do(item) for item in items), return_exceptions=True)
+    for error in done:
+        if isinstance(error, BaseException):
+            raise error

@@ -129,8 +129,13 @@ class HttpPrefectGateway:
         return found
 
     async def workers(self, pool: str) -> list[Worker]:
-        data = await self._unless_missing("POST", f"/work_pools/{quote(pool, safe='')}/workers/filter", {"limit": PAGE})
-        return [Worker(item["name"], moment(item.get("last_heartbeat_time"))) for item in data or ()]
+        found: list[Worker] = []
+        while True:  # Prefect keeps every worker that there ever was
+            body = {"limit": PAGE, "offset": len(found)}
+            page = await self._unless_missing("POST", f"/work_pools/{quote(pool, safe='')}/workers/filter", body) or ()
+            found += [Worker(item["name"], moment(item.get("last_heartbeat_time"))) for item in page]
+            if len(page) < PAGE:
+                return found
 
     async def logs(self, run_ids: Collection[UUID], *, limit: int, offset: int) -> LogPage:
         body = {

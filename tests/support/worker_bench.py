@@ -75,6 +75,17 @@ class WorkerBench:
         )
         return run.id
 
+    async def submit_stubborn(self, seconds: float = 60.0) -> tuple[uuid.UUID, list[int]]:
+        """A running run, and the pids of its child, its session and its daemon, which all ignore SIGTERM."""
+        path = self.folder / "pids"
+        run = await self.submit("leave_processes", pids=str(path), seconds=seconds)
+
+        def written() -> list[int]:
+            found = [int(line) for line in path.read_text().split()] if path.exists() else []
+            return found if len(found) == 3 else []
+
+        return run, await wait_until(written, timeout=60, description="the three processes are there")
+
     async def read(self, run_id: uuid.UUID) -> FlowRun:
         return await self.client.read_flow_run(run_id)
 
@@ -182,11 +193,16 @@ class WorkerProcess:
         lines = [line for line in self.log.read_text().splitlines() if line.startswith("{")]
         return [event for line in lines if (event := json.loads(line))["event"] == name]
 
-    def parked(self) -> list[psutil.Process]:
-        """The children that wait for a run; for workers with log level DEBUG."""
-        pids = {event["pid"] for event in self.events("worker.child_parked")}
-        pids -= {event["pid"] for event in self.events("worker.run_started")}
-        return [child for child in self.below() if child.pid in pids]
+    async def parked(self, count: int) -> list[psutil.Process]:
+        """The children that wait for a run, once they are `count`; for workers with log level DEBUG."""
+
+        def waiting() -> list[psutil.Process]:
+            pids = {event["pid"] for event in self.events("worker.child_parked")}
+            pids -= {event["pid"] for event in self.events("worker.run_started")}
+            found = [child for child in self.below() if child.pid in pids]
+            return found if len(found) == count else []
+
+        return await wait_until(waiting, timeout=60, description=f"{count} parked children")
 
     def template_processes(self) -> list[psutil.Process]:
         return [p for p in self.below() if "ai_task_orchestra.worker.template_process" in " ".join(p.cmdline())]
@@ -205,6 +221,16 @@ class WorkerProcess:
     def stop(self, number: int = signal.SIGTERM) -> None:
         self.below()
         os.kill(self.process.pid, number)
+
+
+def alive(pids: list[int]) -> list[int]:
+    """Which of these processes live (a zombie does not)."""
+    found = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                found.append(pid)
+    return found
 
 
 @contextlib.asynccontextmanager

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from pathlib import Path
 
 import psutil
 from prefect.client.schemas.objects import FlowRun
 
 from tests.support.waiting import wait_until
-from tests.support.worker_bench import WorkerBench, WorkerProcess
+from tests.support.worker_bench import WorkerBench, WorkerProcess, alive
 
 
 async def test_a_run_whose_process_dies_is_crashed_and_says_why(bench: WorkerBench) -> None:
@@ -23,35 +22,35 @@ async def test_a_run_whose_process_dies_is_crashed_and_says_why(bench: WorkerBen
         state = await bench.reaches(exited, "Crashed")
         assert state.message == "the process running this task exited with code 3"
         # The next runs are executed; also after a parked child and the template process were killed.
-        parked = await wait_until(worker.parked, description="a parked child")
-        parked[0].kill()
+        for parked in await worker.parked(3):
+            parked.kill()
         await bench.reaches(await bench.submit("noop"), "Completed")
         template = _template(worker)
-        waiting = await bench.submit("wait")
-        await bench.reaches(waiting, "Running")
+        stubborn, pids = await bench.submit_stubborn()
         template.kill()
-        assert "ended together with" in ((await bench.reaches(waiting, "Crashed")).message or "")
+        assert "ended together with" in ((await bench.reaches(stubborn, "Crashed")).message or "")
+        await wait_until(lambda: not alive(pids), description="its processes are gone")
         await bench.reaches(await bench.submit("noop"), "Completed")
 
 
 async def test_a_child_that_dies_before_it_accepts_costs_nothing(bench: WorkerBench) -> None:
     with bench.worker(worker_limit=1, log_level="DEBUG") as worker:
-        parked = await wait_until(worker.parked, timeout=60, description="a parked child")
-        parked[0].suspend()  # it can't accept a run
+        parked = await worker.parked(2)
+        for child in parked:
+            child.suspend()  # it can't accept a run
         run = await bench.submit("noop")
         await bench.reaches(run, "Pending")
-        parked[0].kill()
+        for child in parked:
+            child.kill()
         await bench.reaches(run, "Completed")
         assert [state.name for state in await bench.states(run)] == ["Queued", "Pending", "Running", "Completed"]
 
 
-async def test_nothing_outlives_a_killed_worker(bench: WorkerBench, tmp_path: Path) -> None:
+async def test_nothing_outlives_a_killed_worker(bench: WorkerBench) -> None:
     with bench.worker() as worker:
-        run = await bench.submit("leave_processes", pids=str(tmp_path / "pids"))
-        await bench.reaches(run, "Running")
-        await wait_until(lambda: len(worker.below()) >= 6, timeout=60, description="all processes are there")
+        _, pids = await bench.submit_stubborn()
         worker.stop(signal.SIGKILL)
-        await wait_until(lambda: not worker.left(), timeout=2, description="nothing is left")
+        await wait_until(lambda: not worker.left() and not alive(pids), timeout=2, description="nothing is left")
 
 
 def _pid(run: FlowRun) -> int:

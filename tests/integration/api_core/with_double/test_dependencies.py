@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from uuid import UUID
 
 import pytest
+from sqlalchemy import text
 
 from ai_task_orchestra import protocol
 from ai_task_orchestra.errors import DependencyFailedError, UnknownDependencyError
+from api import live_store
 from tests.support.core_bench import CoreBench
 from tests.support.prefect_double import PrefectDouble
 from tests.support.waiting import wait_until
@@ -119,6 +122,39 @@ async def test_no_release_is_missed_when_submissions_and_completions_race(
         return bool((await bench.sql(released))[0]["n"] == 24)
 
     await wait_until(all_ready, timeout=30, description="every dependent is ready in Prefect")
+
+
+async def test_a_submission_waits_for_a_dependency_that_is_just_ending(bench: CoreBench) -> None:
+    """Else it would wait for something that has happened already."""
+    first = await bench.submit()
+    await bench.run_of(first)
+    async with bench.core.sessions.begin() as ending:
+        row = await live_store.lock(ending, UUID(first))
+        assert row is not None
+        await live_store.finish(ending, row, "completed")
+        second = asyncio.create_task(bench.submit(depends_on=[first]))
+        done, _ = await asyncio.wait({second}, timeout=0.3)
+        assert not done
+    counted = await bench.sql("SELECT unresolved FROM task WHERE id = $1::uuid", await second)
+    assert counted[0]["unresolved"] == 0
+
+
+async def test_an_end_waits_for_a_submission_that_depends_on_it(bench: CoreBench) -> None:
+    """Else it would not see whom to release."""
+    first, second = await bench.submit(), await bench.submit()
+    for task_id in (first, second):
+        await bench.run_of(task_id)
+    async with bench.core.sessions.begin() as submitting:
+        share = text("SELECT id FROM task WHERE id = CAST(:id AS uuid) FOR SHARE")
+        await submitting.execute(share, {"id": first})
+        ending = asyncio.create_task(bench.cancel(first))
+        done, _ = await asyncio.wait({ending}, timeout=0.3)
+        assert not done
+        edge = text("INSERT INTO dependency VALUES (CAST(:task AS uuid), CAST(:up AS uuid), false)")
+        await submitting.execute(edge, {"task": second, "up": first})
+        await submitting.execute(text("UPDATE task SET unresolved = 1 WHERE id = CAST(:id AS uuid)"), {"id": second})
+    await ending
+    await bench.status(second, "cancelled")
 
 
 async def test_a_chain_of_500_and_a_fan_in_of_1000_are_cancelled_in_one_transaction(bench: CoreBench) -> None:
