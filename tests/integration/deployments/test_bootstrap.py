@@ -228,9 +228,12 @@ def test_prefect_deploy_registers_what_bootstrap_registers(
         assert done.returncode == 0, done.stdout + done.stderr
 
     def found() -> dict[str, dict[str, Any]]:
-        """Everything about the built-in templates' deployments but when they were changed."""
+        """Everything about the built-in templates' deployments but when they were changed, and the version.
+
+        In a clean checkout `prefect deploy` calls the commit the version; bootstrap calls the template's content so.
+        """
         deployments = prefect.call("POST", "/deployments/filter", {"flows": {"name": {"any_": BUILT_IN}}})
-        return {f"{each.pop('name')} {each['id']}": {**each, "updated": ""} for each in deployments}
+        return {f"{each.pop('name')} {each['id']}": {**each, "updated": "", "version": ""} for each in deployments}
 
     run("deployments.bootstrap")
     before = found()
