@@ -14,11 +14,6 @@ for _name in [name for name in os.environ if name.startswith(("PREFECT_", "ORCHE
     del os.environ[_name]  # a developer's own settings must not reach the tests
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--histories", type=int, default=5, help="how many random histories to run")
-    parser.addoption("--first-seed", type=int, default=1, help="seed of the first history")
-
-
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[EmbeddedPostgres]:
     """A PostgreSQL server shared by this test process."""
