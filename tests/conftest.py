@@ -6,12 +6,18 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from ai_task_orchestra.stack.postgres import EmbeddedPostgres
 from tests.support import servers
 
 for _name in [name for name in os.environ if name.startswith(("PREFECT_", "ORCHESTRA_", "OLLAMA_"))]:
     del os.environ[_name]  # a developer's own settings must not reach the tests
+
+# How long an example takes says nothing on a machine with other work; Hypothesis' own CI profile has no limit either.
+settings.register_profile("unhurried", deadline=None)
+if not os.environ.get("CI"):
+    settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")
