@@ -6,6 +6,7 @@ import json
 from functools import partial
 from typing import Final
 
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from ai_task_orchestra.errors import ConfigurationError
@@ -15,6 +16,8 @@ POOL_WAIT_SECONDS: Final = 10.0
 CONNECT_SECONDS: Final = 5.0
 #: No statement of ours is meant to take this long.
 STATEMENT_SECONDS: Final = 30.0
+#: How the SQLSTATEs of a PostgreSQL begin that is cut off, full, stopping or just starting.
+_AWAY: Final = ("08", "53", "57P")
 
 
 def asyncpg_url(database_url: str) -> str:
@@ -50,3 +53,8 @@ def open_engine(database_url: str, *, pool_size: int = 4, max_overflow: int = 4)
 def sessions_of(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
     """Sessions whose records stay readable after the commit."""
     return async_sessionmaker(engine, expire_on_commit=False)
+
+
+def is_away(error: DBAPIError) -> bool:
+    """Whether PostgreSQL can't serve now (worth trying again), rather than that it refuses the statement."""
+    return error.connection_invalidated or (getattr(error.orig, "sqlstate", None) or "").startswith(_AWAY)

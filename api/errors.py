@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from ai_task_orchestra import errors as domain
+from api.database import is_away
 from api.responses import JsonAnswer
 
 MAX_NAME: Final = 200
@@ -83,6 +84,7 @@ def install(app: FastAPI) -> None:
         domain.OrchestraError: _domain_error,
         RequestValidationError: _validation_error,
         HTTPException: _http_error,
+        sql.DBAPIError: _statement_error,
     }
     for error, handler in (handlers | dict.fromkeys(STORAGE_ERRORS, _storage_error)).items():
         app.add_exception_handler(error, handler)
@@ -155,6 +157,13 @@ async def _http_error(_: Request, error: HTTPException) -> JsonAnswer:
 async def _storage_error(_: Request, __: Exception) -> JsonAnswer:
     headers = {"Retry-After": RETRY_AFTER_SECONDS}
     return ApiError(503, "storage_unavailable", "The database does not answer; try again.", headers=headers).answer()
+
+
+async def _statement_error(request: Request, error: sql.DBAPIError) -> JsonAnswer:
+    """SQLAlchemy has no class of its own for a PostgreSQL that is just starting."""
+    if not is_away(error):
+        raise error
+    return await _storage_error(request, error)
 
 
 def _short(part: Any) -> Any:

@@ -12,12 +12,13 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy.exc import InterfaceError, OperationalError, StatementError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from ai_task_orchestra.protocol import task_of_run
 from api import live_store
 from api.adoption import Adoption
+from api.database import is_away
 from api.gateway import PAGE, PrefectGateway
 from api.live_store import LiveTask
 from api.models import Phase
@@ -69,7 +70,7 @@ class Mirror:
             try:
                 await self.apply(run, reports.get(run.id))
             except (StatementError, ValueError) as exc:
-                if getattr(exc, "connection_invalidated", False) or isinstance(exc, OperationalError | InterfaceError):
+                if isinstance(exc, OperationalError | InterfaceError) or (isinstance(exc, DBAPIError) and is_away(exc)):
                     raise
                 # One run that can't be stored must not keep the others from being mirrored.
                 logger.exception("flow_run_not_mirrored", extra={"flow_run_id": str(run.id)})
