@@ -95,6 +95,8 @@ class Settings(BaseSettings):
     mirror_active_seconds: PositiveSeconds = 2.0
     mirror_full_seconds: PositiveSeconds = 60.0
     adopt_seconds: PositiveSeconds = 10.0
+    # The longest pause before a part of the stack that has ended is started again.
+    restart_pause_seconds: PositiveSeconds = 30.0
     dispatch_window: Annotated[int, Field(gt=0)] = 1000
 
     log_level: str = "INFO"

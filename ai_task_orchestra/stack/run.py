@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from ai_task_orchestra.settings import Settings
+from ai_task_orchestra.stack.child import Backoff
 from ai_task_orchestra.stack.home import locked_home
 from ai_task_orchestra.stack.leftovers import LEFTOVER_SECONDS
 from ai_task_orchestra.stack.orphans import OrphanSweep
@@ -38,7 +39,8 @@ async def run_stack(
         OrchestraError: it can't be started; what had been started is stopped.
     """
     with StopSignals() as signals, locked_home(settings) as place, report:
-        supervisor = Supervisor(place.logs, report.say, sweep=sweep)
+        backoff = Backoff(most_seconds=settings.restart_pause_seconds)
+        supervisor = Supervisor(place.logs, report.say, backoff=backoff, sweep=sweep)
         start = StackStart(settings, report, supervisor, place)
         work = asyncio.ensure_future(_start_and_use(start, use))
         asked = asyncio.ensure_future(signals.asked.wait())
