@@ -9,7 +9,7 @@ content = $(shell cat requirements/$(1).txt pyproject.toml | cksum | tr -d ' ')
 RUN := $(VENV)/.run-embedded-$(call content,run-embedded)
 DEV := $(VENV)/.dev-$(call content,dev)
 
-.PHONY: up demo worker test check fix lock bench
+.PHONY: up demo worker test histories check fix lock bench
 .DEFAULT_GOAL := up
 
 up: $(RUN)
@@ -25,6 +25,10 @@ demo: $(RUN)
 # ARGS="-k supervisor" and the like go to pytest.
 test: $(DEV)
 	@$(BIN)/python -m pytest $(ARGS)
+
+# Random histories of the whole product with faults. SEEDS=200 says how many, SEED=123 replays one, ARGS=--help the rest.
+histories: $(DEV)
+	@$(BIN)/python -m tests.histories $(if $(SEED),--seed $(SEED)) $(if $(SEEDS),--count $(SEEDS)) $(ARGS)
 
 check: $(DEV)
 	$(BIN)/ruff format --check .

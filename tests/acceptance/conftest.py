@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -129,15 +130,13 @@ def running(env: dict[str, str], ollama: str = "") -> Iterator[RunningStack]:
         assert not left, f"left running after SIGTERM: {left}"
 
 
-@pytest.fixture(scope="session")
-def ollama() -> Iterator[str]:
-    """The address of a scripted model server that has the reference's model."""
+@contextlib.contextmanager
+def model_server(models: list[dict]) -> Iterator[str]:
+    """The address of a scripted model server with these models."""
     with servers.open_folder() as home:
         port = servers.free_port()
         script = home / "models.json"
-        script.write_text(
-            '{"models": [{"name": "llama3.1:8b", "size_bytes": 8100000000, "text": "Qubits can be both."}]}'
-        )
+        script.write_text(json.dumps({"models": models}))
         argv = [sys.executable, "-m", "ai_task_orchestra.testing.scripted_ollama", "--port", str(port)]
         with servers.process([*argv, "--script", str(script)], log=home / "ollama.log"):
             url = f"http://127.0.0.1:{port}"
@@ -149,6 +148,13 @@ def ollama() -> Iterator[str]:
 
             wait_until_sync(ready, description="scripted model server ready")
             yield url
+
+
+@pytest.fixture(scope="session")
+def ollama() -> Iterator[str]:
+    """The address of a scripted model server that has the reference's model."""
+    with model_server([{"name": "llama3.1:8b", "size_bytes": 8100000000, "text": "Qubits can be both."}]) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

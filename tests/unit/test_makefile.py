@@ -83,6 +83,13 @@ def test_test_runs_pytest_last_and_check_runs_four_tools(checkout: Path) -> None
     ]
 
 
+def test_histories_are_chosen_by_number_or_by_seed(checkout: Path) -> None:
+    stamp(checkout, "histories").touch()
+    run = ".venv/bin/python -m tests.histories"
+    assert [line.split() for line in would_run(checkout, "histories", "SEEDS=20")] == [f"{run} --count 20".split()]
+    assert [line.split() for line in would_run(checkout, "histories", "SEED=7")] == [f"{run} --seed 7".split()]
+
+
 def test_lock_compiles_the_three_files_each_held_to_the_one_before(checkout: Path) -> None:
     stamp(checkout, "lock").touch()
     common = (

@@ -1,0 +1,108 @@
+"""Rules about what clients were told: every answer agrees with every other one and with what became of the tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from tests.histories.evidence import FINAL, Call, Evidence, Task
+
+#: What may be seen of a task once and not differently later.
+_LASTING: Final = ("created_at", "started_at", "completed_at", "result")
+
+
+def no_server_errors(evidence: Evidence) -> Iterator[str]:
+    """The API never answers with an error of its own, and without faults it is never out of reach."""
+    for call in evidence.calls:
+        if call.code >= 500 and call.code != 503:
+            yield f"{call.what} {dict(call.about)} was answered {call.code}: {call.problem}"
+        elif call.outcome == "unknown" and call.code != 409 and not evidence.faults:
+            yield f"{call.what} {dict(call.about)} had no answer though nothing was broken: {call.code} {call.problem}"
+
+
+def accepted_posts_are_one_task(evidence: Evidence) -> Iterator[str]:
+    """However often a post was sent: accepted means one task, refused means none, unknown means at most one."""
+    for number in evidence.posts:
+        calls = [call for call in evidence.calls if call.what == "post" and call.about["number"] == number]
+        rows = [task.id for task in evidence.tasks if task.number == number]
+        accepted = {task_id for call in calls if call.outcome == "yes" for task_id in call.seen}
+        if len(rows) > 1 or len(accepted) > 1:
+            yield f"post {number} made several tasks: rows {rows}, answers {sorted(accepted)}"
+        elif accepted and rows != list(accepted):
+            yield f"post {number} was accepted as {sorted(accepted)}, but the rows are {rows}"
+        elif rows and not accepted and not any(call.outcome == "unknown" for call in calls):
+            yield f"post {number} was never accepted, and yet there is {rows}"
+
+
+def refused_for_a_reason(evidence: Evidence) -> Iterator[str]:
+    """A post is refused only because a dependency can't be completed any more."""
+    for call in evidence.calls:
+        if call.what != "post" or call.outcome != "no":
+            continue
+        post = evidence.posts[call.about["number"]]
+        upstream = [task for task in evidence.tasks if task.number in post.depends_on]
+        doomed = any(task.status in ("failed", "cancelled") for task in upstream)
+        if call.code != 409 or post.runs_anyway or not doomed:
+            yield f"post {post.number} was refused without need: {call.code} {call.problem}"
+
+
+def accepted_tasks_are_found(evidence: Evidence) -> Iterator[str]:
+    """Once accepted, a task is found by its id and stands in every list."""
+    accepted = {task_id: call.answered for call in evidence.calls if call.what == "post" for task_id in call.seen}
+    for call in evidence.calls:
+        if call.code == 404:
+            yield f"{call.what} {dict(call.about)}: an accepted task was not found"
+        if call.what in ("list", "groups") and call.outcome == "yes":
+            missing = [
+                task_id for task_id, since in accepted.items() if since < call.asked and task_id not in call.seen
+            ]
+            if missing:
+                yield f"a {call.what} left out {missing}"
+
+
+def final_answers_stay(evidence: Evidence) -> Iterator[str]:
+    """What was shown once stays: a final status with its result and times, and the time of the first start."""
+    for task in evidence.tasks:
+        seen = [(call, call.seen[task.id]) for call in evidence.calls if task.id in call.seen]
+        final = {fields["status"] for _, fields in seen if fields["status"] in FINAL}
+        if final - {task.status}:
+            yield f"{task} was shown as {sorted(final)}, and its row says {task.status}"
+        for earlier, before in seen:
+            for later, after in seen:
+                if later.asked > earlier.answered:
+                    yield from _changes(task, earlier, before, later, after)
+
+
+def _changes(task: Task, earlier: Call, before: Any, later: Call, after: Any) -> Iterator[str]:
+    if before["status"] in FINAL and after["status"] != before["status"]:
+        yield f"{task} was {before['status']}, and later {after['status']}"
+    if earlier.what == later.what:
+        for name in _LASTING:
+            if name in before and before[name] != after.get(name):
+                yield f"{task} had {name} {before[name]!r}, and later {after.get(name)!r}"
+
+
+def cancellations_are_obeyed(evidence: Evidence) -> Iterator[str]:
+    """204: cancelled, unless its work was done by then. 409: it had ended otherwise."""
+    for task in evidence.tasks:
+        for call in evidence.calls_for("cancel", task.id):
+            if call.outcome == "yes" and task.status not in ("cancelled", "completed"):
+                yield f"{task} was cancelled (204), and is {task.status}"
+            if call.outcome == "no" and (call.code != 409 or task.status not in ("completed", "failed")):
+                yield f"{task} could not be cancelled ({call.code} {call.problem}), and is {task.status}"
+
+
+def priorities_are_kept(evidence: Evidence) -> Iterator[str]:
+    """The last accepted change of a priority counts; those that overlapped it, or whose outcome is unknown, may."""
+    for task in evidence.tasks:
+        changes = [call for call in evidence.calls_for("change", task.id) if call.outcome != "no"]
+        accepted = [call for call in changes if call.outcome == "yes"]
+
+        def is_outdone(call: Call, accepted: list[Call] = accepted) -> bool:
+            return any(other.asked > call.answered for other in accepted)
+
+        possible = {call.about["priority"] for call in changes if not is_outdone(call)}
+        if not accepted:
+            possible.add(evidence.posts[task.number].priority)
+        if task.priority not in possible:
+            yield f"{task} has priority {task.priority}; its changes allow {sorted(possible)}"
