@@ -13,6 +13,7 @@ Rule = Callable[[Evidence], Iterator[str]]
 RULES: Final[tuple[Rule, ...]] = (
     rules_answers.no_server_errors,
     rules_answers.accepted_posts_are_one_task,
+    rules_answers.batches_are_all_or_none,
     rules_answers.refused_for_a_reason,
     rules_answers.accepted_tasks_are_found,
     rules_answers.final_answers_stay,

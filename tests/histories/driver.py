@@ -12,6 +12,8 @@ import contextlib
 import itertools
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final
 
 import httpx
@@ -34,11 +36,14 @@ LISTED: Final = 50
 _BUSY: Final = "idempotency_busy"
 
 
+@dataclass(frozen=True)
 class Answer:
-    """One reply; `outcome` is yes, no or unknown."""
+    """One reply; `outcome` is yes, no or unknown. `accepted`: ids of new tasks by the numbers of their posts."""
 
-    def __init__(self, outcome: str, code: int, body: Any) -> None:
-        self.outcome, self.code, self.body = outcome, code, body
+    outcome: str
+    code: int
+    body: Any
+    accepted: Mapping[int, str] = field(default_factory=dict)
 
 
 class Driver:
@@ -93,13 +98,17 @@ class Driver:
             self._ids[post.number].set_result(None)
             return
         copies = (self._submit(post, body, copy) for copy in range(post.copies))
-        answers = await asyncio.gather(*copies)
-        accepted = [answer.body["id"] for answer in answers if answer.outcome == "yes"]
-        self._ids[post.number].set_result(accepted[0] if accepted else None)
+        self._learn([post], await asyncio.gather(*copies))
 
-    async def _body(self, post: Post) -> dict[str, Any] | None:
-        """The request; None if it depends on a task that was not accepted."""
-        upstream = [await self._ids[number] for number in post.depends_on]
+    def _learn(self, posts: Iterable[Post], answers: Iterable[Answer]) -> None:
+        """Remember the ids of posts that were sent together, once all answers to their copies are there."""
+        known = next((answer.accepted for answer in answers if answer.accepted), {})
+        for post in posts:
+            self._ids[post.number].set_result(known.get(post.number))
+
+    async def _body(self, post: Post, names: Mapping[int, str] = MappingProxyType({})) -> dict[str, Any] | None:
+        """The request; None if it depends on a task that was not accepted. `names`: how a batch calls its tasks."""
+        upstream = [names.get(number) or await self._ids[number] for number in post.depends_on]
         if None in upstream:
             return None
         body: dict[str, Any] = {
@@ -112,14 +121,31 @@ class Driver:
 
     async def _submit(self, post: Post, body: Mapping[str, Any], copy: int) -> Answer:
         headers = {"Idempotency-Key": f"key-{self.token(post.number)}"} if post.keyed else {}
-        about = {"number": post.number, "copy": copy}
+        about = {"numbers": [post.number], "copy": copy}
         return await self._until_known(
             "post", "POST", "/tasks", about, repeat=post.keyed, json=dict(body), headers=headers
         )
 
     async def _batch(self, batch: Batch) -> None:
-        for post in batch.posts:
-            await self._post(post)
+        if not self._stack.has_batches:
+            for post in batch.posts:
+                await self._post(post)
+            return
+        names = {post.number: f"task-{post.number}" for post in batch.posts}
+        bodies = [await self._body(post, names) for post in batch.posts]
+        tasks = [{"name": names[post.number], **(body or {})} for post, body in zip(batch.posts, bodies, strict=True)]
+        if None in bodies:
+            self._learn(batch.posts, [])
+            return
+        copies = (self._submit_batch(batch, tasks, copy) for copy in range(batch.copies))
+        self._learn(batch.posts, await asyncio.gather(*copies))
+
+    async def _submit_batch(self, batch: Batch, tasks: list[dict[str, Any]], copy: int) -> Answer:
+        headers = {"Idempotency-Key": f"key-{self.run_name}-batch"} if batch.keyed else {}
+        about = {"numbers": [post.number for post in batch.posts], "copy": copy}
+        return await self._until_known(
+            "batch", "POST", "/tasks/batch", about, repeat=batch.keyed, json={"tasks": tasks}, headers=headers
+        )
 
     async def _change(self, change: Change) -> None:
         task_id = await self._ids[change.number]
@@ -184,10 +210,17 @@ class Driver:
         except httpx.HTTPError as exc:
             answer = Answer("unknown", 0, type(exc).__name__)
         else:
-            answer = Answer(_outcome(reply), reply.status_code, reply.json() if reply.content else None)
+            answer = _answer(reply, about)
         seen = _seen(what, answer)
-        problem = answer.body if answer.outcome != "yes" else None
-        self._journal.write("answer", ask=number, outcome=answer.outcome, code=answer.code, problem=problem, seen=seen)
+        self._journal.write(
+            "answer",
+            ask=number,
+            outcome=answer.outcome,
+            code=answer.code,
+            problem=answer.body if answer.outcome != "yes" else None,
+            seen=seen,
+            accepted=dict(answer.accepted),
+        )
         self._note(seen)
         return answer
 
@@ -202,6 +235,15 @@ class Driver:
             self._gone |= set(gone)
             alive = living(self._stack, gone)
             self._journal.write("scan", alive={task_id: alive.get(task_id, []) for task_id in gone})
+
+
+def _answer(reply: httpx.Response, about: Mapping[str, Any]) -> Answer:
+    body: Any = reply.json() if reply.content else None
+    outcome = _outcome(reply)
+    accepted: dict[int, str] = {}
+    if outcome == "yes" and "numbers" in about:
+        accepted = dict(zip(about["numbers"], body.get("ids") or [body["id"]], strict=True))
+    return Answer(outcome, reply.status_code, body, accepted)
 
 
 def _outcome(reply: httpx.Response) -> str:
@@ -220,6 +262,8 @@ def _seen(what: str, answer: Answer) -> dict[str, dict[str, Any]]:
             tasks: Iterable[dict[str, Any]] = answer.body
         case "groups":
             tasks = [task for group in answer.body.values() for task in group]
+        case "batch":  # tells ids, and no status
+            return {}
         case _:
             tasks = [answer.body]
     return {task["id"]: {name: task[name] for name in _KEPT if name in task} for task in tasks}

@@ -35,7 +35,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Call:
-    """One request of a client. `about` names its task, or the number of its post; `seen` is what it told of tasks."""
+    """One request of a client.
+
+    `about` names its task, or the numbers of its posts; `seen` is what it told of tasks; `accepted` are ids by the
+    numbers of their posts.
+    """
 
     what: str
     asked: int
@@ -45,6 +49,12 @@ class Call:
     about: Mapping[str, Any] = field(default_factory=dict)
     seen: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     problem: Any = None
+    accepted: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> list[int]:
+        """Which posts it sent."""
+        return list(self.about.get("numbers", ()))
 
 
 @dataclass(frozen=True)
@@ -228,4 +238,5 @@ def _call(ask: Event, answer: Event) -> Call:
         about=about,
         seen=answer["seen"],
         problem=answer["problem"],
+        accepted={int(number): task_id for number, task_id in answer["accepted"].items()},
     )

@@ -58,6 +58,8 @@ class Batch:
 
     at: float
     posts: tuple[Post, ...]
+    keyed: bool
+    copies: int
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,8 @@ def _grouped(random: Random, posts: list[Post]) -> Iterator[Operation]:
     """Sometimes the last few tasks come in one call."""
     if len(posts) > 6 and random.random() < 0.4:
         size = random.randint(3, 6)
-        yield Batch(posts[-size].at, tuple(posts[-size:]))
+        keyed = random.random() < 0.7
+        yield Batch(posts[-size].at, tuple(posts[-size:]), keyed, random.choice([1, 1, 3]) if keyed else 1)
         posts = posts[:-size]
     yield from posts
 

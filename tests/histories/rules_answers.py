@@ -12,20 +12,24 @@ _LASTING: Final = ("created_at", "started_at", "completed_at", "result")
 
 
 def no_server_errors(evidence: Evidence) -> Iterator[str]:
-    """The API never answers with an error of its own, and without faults it is never out of reach."""
+    """The API never answers with an error of its own, and without faults it is never out of reach.
+
+    A change of priority may be asked to try again: the flow run that has to move is just being created.
+    """
     for call in evidence.calls:
+        may_wait = evidence.faults or call.code == 409 or (call.what == "change" and call.code == 503)
         if call.code >= 500 and call.code != 503:
             yield f"{call.what} {dict(call.about)} was answered {call.code}: {call.problem}"
-        elif call.outcome == "unknown" and call.code != 409 and not evidence.faults:
+        elif call.outcome == "unknown" and not may_wait:
             yield f"{call.what} {dict(call.about)} had no answer though nothing was broken: {call.code} {call.problem}"
 
 
 def accepted_posts_are_one_task(evidence: Evidence) -> Iterator[str]:
     """However often a post was sent: accepted means one task, refused means none, unknown means at most one."""
     for number in evidence.posts:
-        calls = [call for call in evidence.calls if call.what == "post" and call.about["number"] == number]
+        calls = [call for call in evidence.calls if number in call.numbers]
         rows = [task.id for task in evidence.tasks if task.number == number]
-        accepted = {task_id for call in calls if call.outcome == "yes" for task_id in call.seen}
+        accepted = {call.accepted[number] for call in calls if number in call.accepted}
         if len(rows) > 1 or len(accepted) > 1:
             yield f"post {number} made several tasks: rows {rows}, answers {sorted(accepted)}"
         elif accepted and rows != list(accepted):
@@ -34,21 +38,32 @@ def accepted_posts_are_one_task(evidence: Evidence) -> Iterator[str]:
             yield f"post {number} was never accepted, and yet there is {rows}"
 
 
-def refused_for_a_reason(evidence: Evidence) -> Iterator[str]:
-    """A post is refused only because a dependency can't be completed any more."""
+def batches_are_all_or_none(evidence: Evidence) -> Iterator[str]:
+    """Of a batch all tasks are accepted or none."""
     for call in evidence.calls:
-        if call.what != "post" or call.outcome != "no":
-            continue
-        post = evidence.posts[call.about["number"]]
-        upstream = [task for task in evidence.tasks if task.number in post.depends_on]
-        doomed = any(task.status in ("failed", "cancelled") for task in upstream)
-        if call.code != 409 or post.runs_anyway or not doomed:
-            yield f"post {post.number} was refused without need: {call.code} {call.problem}"
+        found = [task.number for task in evidence.tasks if task.number in call.numbers]
+        if found and len(found) != len(call.numbers):
+            yield f"of the batch {call.numbers} only {sorted(found)} exist"
+
+
+def refused_for_a_reason(evidence: Evidence) -> Iterator[str]:
+    """Posts are refused only because a dependency can't be completed any more."""
+    for call in evidence.calls:
+        if call.outcome == "no" and call.numbers:
+            doomed = any(_is_doomed(evidence, number) for number in call.numbers)
+            if call.code != 409 or not doomed:
+                yield f"posts {call.numbers} were refused without need: {call.code} {call.problem}"
+
+
+def _is_doomed(evidence: Evidence, number: int) -> bool:
+    post = evidence.posts[number]
+    upstream = [task.status for task in evidence.tasks if task.number in post.depends_on]
+    return not post.runs_anyway and any(status in ("failed", "cancelled") for status in upstream)
 
 
 def accepted_tasks_are_found(evidence: Evidence) -> Iterator[str]:
     """Once accepted, a task is found by its id and stands in every list."""
-    accepted = {task_id: call.answered for call in evidence.calls if call.what == "post" for task_id in call.seen}
+    accepted = {task_id: call.answered for call in evidence.calls for task_id in call.accepted.values()}
     for call in evidence.calls:
         if call.code == 404:
             yield f"{call.what} {dict(call.about)}: an accepted task was not found"

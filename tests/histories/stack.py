@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -98,6 +99,12 @@ class HistoryStack:
     @property
     def home(self) -> Path:
         return self.up.home
+
+    @cached_property
+    def has_batches(self) -> bool:
+        """Whether the API takes several tasks in one call."""
+        document = self.up.api.get(self.up.api.base_url.join("/openapi.json")).json()
+        return "/api/v1/tasks/batch" in document["paths"]
 
     @property
     def database_url(self) -> str:

@@ -57,15 +57,23 @@ class Story:
             runs_anyway=post.runs_anyway,
         )
         self.tasks[task.id] = task
-        self.call("post", code=201, number=number, seen={task.id: {"status": "queued"}})
+        self.call("post", code=201, seen={task.id: {"status": "queued"}}, accepted={number: task.id})
         return task.id
 
     def call(
-        self, what: str, *, outcome: str = "yes", code: int = 200, seen: dict[str, Any] | None = None, **about: Any
+        self,
+        what: str,
+        *,
+        outcome: str = "yes",
+        code: int = 200,
+        seen: dict[str, Any] | None = None,
+        accepted: dict[int, str] | None = None,
+        **about: Any,
     ) -> None:
         """One request and its answer."""
         asked, answered = self._next(), self._next()
-        self.calls.append(Call(what, asked, answered, outcome, code, about, seen or {}))
+        about |= {"numbers": list(accepted)} if accepted else {}
+        self.calls.append(Call(what, asked, answered, outcome, code, about, seen or {}, accepted=accepted or {}))
 
     def shown(self, task: str, status: str, **fields: Any) -> None:
         """A client reads the task."""

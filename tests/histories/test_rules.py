@@ -47,7 +47,7 @@ def work_fails_and_dooms(story: Story) -> None:
     story.work(anyway)
     story.ends(anyway, "completed")
     story.post(3, depends_on=[failing])
-    story.calls[-1] = replace(story.calls[-1], outcome="no", code=409, seen={})
+    story.calls[-1] = replace(story.calls[-1], outcome="no", code=409, seen={}, accepted={})
     del story.tasks["id-3"]
 
 
@@ -77,8 +77,8 @@ def a_worker_is_frozen_and_comes_back(story: Story) -> None:
 def an_answer_is_lost_and_the_post_repeated(story: Story) -> None:
     task = story.done(0)
     story.fault("kill_api")
-    story.calls[0] = replace(story.calls[0], outcome="unknown", code=0, seen={})
-    story.call("post", number=0, seen={task: {"status": "completed"}})
+    story.calls[0] = replace(story.calls[0], outcome="unknown", code=0, seen={}, accepted={})
+    story.call("post", seen={task: {"status": "completed"}}, accepted={0: task})
 
 
 def a_change_is_refused_and_another_accepted(story: Story) -> None:
@@ -139,7 +139,7 @@ def a_repeated_post_makes_a_second_task(story: Story) -> None:
 @breaks(rules_answers.accepted_posts_are_one_task)
 def two_answers_name_two_tasks(story: Story) -> None:
     story.done()
-    story.call("post", number=0, seen={"another": {"status": "queued"}})
+    story.call("post", seen={"another": {"status": "queued"}}, accepted={0: "another"})
 
 
 @breaks(rules_answers.accepted_posts_are_one_task)
@@ -150,14 +150,21 @@ def an_accepted_task_is_lost(story: Story) -> None:
 @breaks(rules_answers.accepted_posts_are_one_task)
 def a_refused_post_made_a_task(story: Story) -> None:
     story.done()
-    story.calls[0] = replace(story.calls[0], outcome="no", code=409, seen={})
+    story.calls[0] = replace(story.calls[0], outcome="no", code=409, seen={}, accepted={})
+
+
+@breaks(rules_answers.batches_are_all_or_none)
+def half_a_batch_is_accepted(story: Story) -> None:
+    story.done(0)
+    story.call("batch", outcome="unknown", code=0, numbers=[0, 1])
+    story.fault("kill_api")
 
 
 @breaks(rules_answers.refused_for_a_reason)
 def a_post_is_refused_though_its_dependency_completed(story: Story) -> None:
     first = story.done()
     story.post(1, depends_on=[first])
-    story.calls[-1] = replace(story.calls[-1], outcome="no", code=409, seen={})
+    story.calls[-1] = replace(story.calls[-1], outcome="no", code=409, seen={}, accepted={})
 
 
 @breaks(rules_answers.accepted_tasks_are_found)
