@@ -105,7 +105,7 @@ def running(env: dict[str, str], ollama: str = "") -> Iterator[RunningStack]:
                 )
             return False
 
-        wait_until_sync(ready, timeout=120, description=f"stack ready, log {home / 'up.log'}")
+        wait_until_sync(ready, timeout=240, description=f"stack ready, log {home / 'up.log'}")
         key = (home / "api-key").read_text().strip()
         user, _, password = (home / "prefect-auth").read_text().strip().partition(":")
         prefect = f"http://127.0.0.1:{env['ORCHESTRA_PREFECT_PORT']}/api"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 import time
 from random import SystemRandom
@@ -17,6 +18,7 @@ _MOST_SEEDS = 1_000_000
 def main() -> int:
     """0: all histories hold. After one that does not the stack is started anew."""
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # an orderly end: nothing may be left running
     seeds = [options.seed] if options.seed is not None else _many(options.first, options.count)
     print(f"{len(seeds)} histories, seeds {seeds[0]} to {seeds[-1]}", flush=True)
     begun, wrong, held = time.monotonic(), [], 0

@@ -33,7 +33,7 @@ LEASE_SECONDS: Final = 2.0
 HEARTBEAT_SECONDS: Final = 0.5
 SECOND_WORKER: Final = "second"
 POOL: Final = "default"
-_WAIT_SECONDS: Final = 90.0
+_WAIT_SECONDS: Final = 120.0
 
 
 class SecondWorker:
