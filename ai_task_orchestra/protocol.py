@@ -16,6 +16,8 @@ WORKER_TYPE: Final = "orchestra"
 # State names. Prefect marks a late run only while its state is called "Scheduled": our own names never become Late.
 STATE_QUEUED: Final = "Queued"
 STATE_HELD: Final = "AwaitingDependencies"
+# A Crashed state of this name: the worker stopped before the run had ended, and nothing is wrong with the run.
+STATE_HANDED_BACK: Final = "HandedBack"
 
 # Module that holds one flow object per template; deployments name their flow in module form under it.
 CATALOG_MODULE: Final = "flows.catalog"
@@ -108,10 +110,18 @@ class ErrorReport(TypedDict):
     step: NotRequired[str]
 
 
+class StepRetry(TypedDict):
+    """The retries of a step whose delay is too long to be waited for in place."""
+
+    retries: int
+    delay_seconds: float
+
+
 class AttemptReport(TypedDict):
     """The data of the report artifact: written by the child before its run reaches a final state.
 
-    `retryable` stands beside `error`: whether another attempt may help.
+    `retryable` stands beside `error`: whether another attempt may help. `step_retry`: the step that failed has retries
+    of its own which are attempts of the task.
     """
 
     version: Literal[1]
@@ -121,4 +131,5 @@ class AttemptReport(TypedDict):
     result: NotRequired[dict[str, Any]]
     error: NotRequired[ErrorReport]
     retryable: NotRequired[bool]
+    step_retry: NotRequired[StepRetry]
     resource_usage: NotRequired[dict[str, Any]]

@@ -57,6 +57,8 @@ class LiveTask:
     cancelling_since: datetime | None
     failures: int
     losses: int
+    hand_backs: int
+    step_failures: dict[str, int] | None
     retries: int
     retry_delay_seconds: float
     on_worker_loss: str
@@ -71,6 +73,8 @@ class LiveTask:
             cancel_requested=self.cancel_requested_at is not None,
             failures=self.failures,
             losses=self.losses,
+            hand_backs=self.hand_backs,
+            step_failures=self.step_failures or {},
             retries=self.retries,
             retry_delay_seconds=self.retry_delay_seconds,
             on_worker_loss=self.on_worker_loss,

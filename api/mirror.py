@@ -22,8 +22,19 @@ from api.database import is_away
 from api.gateway import PAGE, PrefectGateway
 from api.live_store import LiveTask
 from api.models import Phase
-from api.prefect_types import CANCELLING, FINAL_STATES, RUNNING, SCHEDULED, FlowRun
-from api.transitions import Again, Decision, Finish, contradicts, decide, error_of, outcome, phase_of, retry_at
+from api.prefect_types import CANCELLING, CRASHED, FINAL_STATES, RUNNING, SCHEDULED, FlowRun
+from api.transitions import (
+    Again,
+    Decision,
+    Ending,
+    Finish,
+    contradicts,
+    decide,
+    error_of,
+    outcome,
+    phase_of,
+    retry_at,
+)
 from api.wake import Wake
 
 logger = logging.getLogger(__name__)
@@ -137,14 +148,13 @@ class Mirror:
         self._wake.dispatch()
 
     async def _bring_in_line(self, session: AsyncSession, task: LiveTask, run: FlowRun, report: Report | None) -> None:
-        decision = decide(task.standing, run.state.type)
-        if isinstance(decision, Again) and not decision.lost and (report or {}).get("retryable") is False:
-            decision = Finish("failed", "failed")
+        ending = Ending.of(run.state, report)
+        decision = decide(task.standing, run.state.type, ending)
         worker = (report or {}).get("worker") or run.worker or task.worker
         if run.state.type == SCHEDULED:
             worker = None  # nobody's (any more): a worker that stops gives its claims back
-        how = outcome(run.state.type)
-        if run.start_time is not None or run.state.type == RUNNING or how == "crashed":
+        how = outcome(run.state.type, ending)
+        if run.start_time is not None or run.state.type in (RUNNING, CRASHED):
             ended = run.state.timestamp if how else None
             await live_store.record_attempt(session, task, run, worker=worker, ended=ended, how=how)
         columns: dict[str, Any] = {
@@ -181,10 +191,9 @@ class Mirror:
             columns |= _left_behind(run, decision, report)
             await live_store.finish(session, task, decision.status, at=run.state.timestamp, **columns)
         elif isinstance(decision, Again):
-            counted = {"losses": task.losses + 1} if decision.lost else {"failures": task.failures + 1}
+            again = decision.counted(task.standing) | {"started_at": columns["started_at"]}
             not_before = retry_at(datetime.now(UTC), decision.delay)
-            started = {"started_at": columns["started_at"]}
-            await live_store.begin_again(session, task, not_before=not_before, **counted, **started)
+            await live_store.begin_again(session, task, not_before=not_before, **again)
         else:
             columns |= {"status": decision.status, "phase": phase_of(run.id, run.state, task.phase)}
             if run.state.type == CANCELLING:
@@ -206,8 +215,6 @@ class Mirror:
                 await live_store.audit(session, "live_after_end", task.id, run, detail)
             return
         decided = task.status if task.flow_run_id == run.id else await live_store.recorded_outcome(session, run.id)
-        if decided == "crashed":
-            decided = "failed"
         if decided is not None and contradicts(decided, state.type):
             detail = {"state": state.name, "generation": generation, "decided": decided}
             await live_store.audit(session, "late_state", task.id, run, detail)

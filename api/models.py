@@ -123,6 +123,9 @@ class TaskRecord(SQLModel, table=True):
     on_worker_loss: str = Field(sa_column=Column(Text, nullable=False, server_default="rerun"))
     failures: int = Field(sa_column=Column(BigInteger, nullable=False, server_default="0"))
     losses: int = Field(sa_column=Column(BigInteger, nullable=False, server_default="0"))
+    hand_backs: int = Field(sa_column=Column(BigInteger, nullable=False, server_default="0"))
+    #: Retries used by steps whose retries are attempts of their own, by step.
+    step_failures: dict[str, int] | None = Field(default=None, sa_column=_json())
 
     #: Which flow run counts: the one created under `protocol.idempotency_key(id, generation)`.
     generation: int = Field(sa_column=Column(BigInteger, nullable=False, server_default="1"))
@@ -167,7 +170,7 @@ class AttemptRecord(SQLModel, table=True):
     worker: str | None = Field(default=None, sa_column=Column(Text))
     started_at: datetime | None = Field(default=None, sa_column=_moment())
     ended_at: datetime | None = Field(default=None, sa_column=_moment())
-    #: `completed`, `failed`, `crashed` or `cancelled`; None while it runs.
+    #: `completed`, `failed`, `crashed`, `handed_back` or `cancelled`; None while it runs.
     outcome: str | None = Field(default=None, sa_column=Column(Text))
 
 

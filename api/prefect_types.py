@@ -78,7 +78,7 @@ class FlowRun:
     @property
     def worker(self) -> str | None:
         """The worker of ours that runs it, or has claimed it."""
-        claimed_by = worker_of_claim(self.state.message) if self.state.type == PENDING else None
+        claimed_by = worker_of_claim(self.state.message) if self.state.type in (PENDING, RUNNING) else None
         return worker_of_run(self.infrastructure_pid) or claimed_by
 
     @classmethod

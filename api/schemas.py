@@ -113,7 +113,15 @@ class Attempt(TypedDict):
     worker: NotRequired[str]
     started: NotRequired[datetime]
     ended: NotRequired[datetime]
-    outcome: NotRequired[Annotated[str, Field(description="How it ended; absent while it runs.")]]
+    outcome: NotRequired[
+        Annotated[
+            str,
+            Field(
+                description="How it ended: `completed`, `failed`, `cancelled`, `crashed` (its worker or process was "
+                "lost) or `handed_back` (its worker was stopped); absent while it runs."
+            ),
+        ]
+    ]
 
 
 @_exactly(examples.TASK_DETAIL)
