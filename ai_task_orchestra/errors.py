@@ -22,6 +22,7 @@
         ├── ScriptError         a script or command ended with a code other than 0
         ├── StepInputError      a field's value can't be used (path outside its folder, refused URL, ...)
         ├── StepTimeoutError    a step's time ran out
+        ├── StaleAttemptError   the task was taken from this attempt's worker
         └── InternalStepError   a bug of ours; the message holds no more than its kind
 
 Domain errors know no HTTP: `api.errors` maps them by walking the class's MRO.
@@ -197,6 +198,12 @@ class StepTimeoutError(StepError):
     """A step's time ran out."""
 
     code = "timeout"
+
+
+class StaleAttemptError(StepError):
+    """The task was taken from this attempt's worker; this attempt publishes nothing."""
+
+    code = "stale_attempt"
 
 
 class InternalStepError(StepError):

@@ -7,11 +7,12 @@ import contextlib
 import os
 import shutil
 import socket
-import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
+from uuid import UUID
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
@@ -25,8 +26,9 @@ from ai_task_orchestra.protocol import LABEL_TENANT, AttemptReport, task_of_run
 from ai_task_orchestra.settings import Settings
 from ai_task_orchestra.step_types import kind_of
 from ai_task_orchestra.template import TemplateSpec
+from flows.fence import Fence
 from flows.report import bounded_message, error_report, storable, write_artifacts
-from flows.step_task import CompiledStep, Log, StepRun
+from flows.step_task import CompiledStep, Deadline, Log, StepRun, retry_as_attempt
 from flows.steps.base import StepContext
 from flows.usage import ResourceUsage
 
@@ -54,11 +56,11 @@ class Attempt:
     def __init__(self, compiled: CompiledTemplate) -> None:
         self._spec, self._settings = compiled.spec, compiled.settings
         self._steps = compiled.steps
+        self._retries = {step.spec.name: retry_as_attempt(step.spec) for step in compiled.steps}
         self._usage = ResourceUsage()
         self._outputs: dict[str, dict[str, Any]] = {}
         self._parameters: dict[str, Any] = {}
-        limit = compiled.spec.timeout_seconds or compiled.settings.task_timeout_seconds
-        self._deadline = time.monotonic() + limit
+        self._deadline = Deadline(compiled.spec.timeout_seconds or compiled.settings.task_timeout_seconds)
 
     async def run(self, arguments: Mapping[str, Any]) -> dict[str, Any] | State[Any]:
         """The task's result; a Failed state if it has none.
@@ -75,11 +77,12 @@ class Attempt:
             "worker": _worker_name(self._settings),
         }
         log = get_run_logger()
+        fence = Fence(partial(_is_current, flow_run.id), self._settings.worker_lease_seconds)
         try:
             self._parameters = self._checked(arguments)
             tenant = str(flow_run.labels.get(LABEL_TENANT, "default"))
             async with _workspace(self._settings.workspaces / task_id, str(generation)) as workspace:
-                await self._run_steps(task_id, tenant, workspace, log)
+                await self._run_steps(task_id, tenant, workspace, fence, log)
             report["result"] = storable(self._result())
         except OrchestraError as exc:
             error: OrchestraError | None = exc
@@ -97,7 +100,7 @@ class Attempt:
             raise ParameterError(check.errors)
         return self._spec.with_defaults(given)
 
-    async def _run_steps(self, task_id: str, tenant: str, workspace: Path, log: Log) -> None:
+    async def _run_steps(self, task_id: str, tenant: str, workspace: Path, fence: Fence, log: Log) -> None:
         before: list[State[Any]] = []  # what the next step waits for: edges in Prefect's graph of the run
         for step in self._steps:
             if step.spec.when is not None and not self._is_given(step.spec.when):
@@ -113,6 +116,7 @@ class Attempt:
                 timeout_seconds=self._step_timeout(step),
                 log=log,
                 usage=self._usage,
+                fence=fence,
             )
             step_run = StepRun(step, self._fields(step), context, deadline=self._deadline)
             state = await step.task(step_run, wait_for=before, return_state=True)
@@ -166,6 +170,8 @@ class Attempt:
         if error is not None:
             report["error"] = error_report(error)
             report["retryable"] = isinstance(error, StepError) and error.retryable
+            if isinstance(error, StepError) and (retry := self._retries.get(error.step or "")):
+                report["step_retry"] = retry
         try:
             await write_artifacts(get_client(), flow_run.id, report)
         except* Exception:
@@ -181,6 +187,13 @@ def _current_flow_run() -> FlowRun:
     if context is None or context.flow_run is None:
         raise RuntimeError("a template's steps run inside a flow run only")
     return context.flow_run
+
+
+async def _is_current(flow_run_id: UUID) -> bool:
+    """Whether the flow run is Running and was never ended: one that was declared lost stays so, whatever came later."""
+    states = await get_client().read_flow_run_states(flow_run_id)
+    latest = max(states, key=lambda state: state.timestamp, default=None)
+    return latest is not None and latest.is_running() and not any(state.is_final() for state in states)
 
 
 def _worker_name(settings: Settings) -> str:

@@ -14,7 +14,7 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -61,10 +61,11 @@ def resolve_output(text: str, settings: Settings) -> OutputPlace:
     return place
 
 
-def write_output(place: OutputPlace, data: bytes, *, tenant: str) -> None:
+def write_output(place: OutputPlace, data: bytes, *, tenant: str, check: Callable[[], None] = lambda: None) -> None:
     """Write the file, replacing an earlier one of the same tenant.
 
-    It takes effect at once or not at all: readers see the old or the new content, also after a crash.
+    It takes effect at once or not at all: readers see the old or the new content, also after a crash. `check` is
+    called right before it does, and prevents it by raising.
 
     Raises:
         StepInputError: the path belongs to another tenant or to nobody we know, or is no regular file.
@@ -73,7 +74,7 @@ def write_output(place: OutputPlace, data: bytes, *, tenant: str) -> None:
     with open_folder(place.root, place.names[:-1], field=_FIELD, make=True) as folder, _readable_errors():
         exists = _is_replaceable(place.names[-1], folder)
         _claim(place, tenant, exists=exists)
-        _replace(place.names[-1], data, folder)
+        _replace(place.names[-1], data, folder, check)
 
 
 @contextlib.contextmanager
@@ -120,8 +121,9 @@ def _owner(place: OutputPlace, owners: int) -> str | None:
         return str(json.load(file)["tenant"])
 
 
-def _replace(name: str, data: bytes, folder: int) -> None:
+def _replace(name: str, data: bytes, folder: int, check: Callable[[], None]) -> None:
     with _temporary(data, folder) as temporary:
+        check()
         os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
         os.fsync(folder)
 

@@ -16,13 +16,16 @@ from prefect.logging import get_run_logger
 from prefect.states import Failed
 
 from ai_task_orchestra.errors import InternalStepError, StepError, StepInputError, StepTimeoutError
-from ai_task_orchestra.protocol import IN_PLACE_RETRY_SECONDS
+from ai_task_orchestra.protocol import IN_PLACE_RETRY_SECONDS, StepRetry
 from ai_task_orchestra.step_types import StepType
 from ai_task_orchestra.template import StepSpec
 from flows.report import bounded_message
 from flows.steps.base import Step, StepContext
 
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
+
+# Steps that failed together, because a server was away, do not all come back in the same moment.
+_JITTER: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,19 @@ class CompiledStep:
     task: Task[..., Any]
 
 
+class Deadline:
+    """When the time of a whole attempt ends, which is `seconds` long and begins now."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._at = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds; negative once it is over."""
+        return self._at - time.monotonic()
+
+
 class StepRun:
     """One execution of a step: what it is given and, once it is over, its outputs or its error.
 
@@ -42,8 +58,10 @@ class StepRun:
     by value, which takes seconds for a large list.
     """
 
-    def __init__(self, step: CompiledStep, fields: Mapping[str, Any], context: StepContext, *, deadline: float) -> None:
-        """`deadline` is the task's, on the clock of `time.monotonic`; the context has the step's own time limit."""
+    def __init__(
+        self, step: CompiledStep, fields: Mapping[str, Any], context: StepContext, *, deadline: Deadline
+    ) -> None:
+        """`deadline` is the task's; the context has the step's own time limit."""
         self._step, self._fields, self._context = step, fields, context
         self._deadline = deadline
         self.outputs: dict[str, Any] = {}
@@ -76,7 +94,7 @@ class StepRun:
 
     async def _run_in_time(self, log: Log) -> dict[str, Any]:
         """Within the step's time and the task's, whichever ends first."""
-        own, left = self._context.timeout_seconds, self._deadline - time.monotonic()
+        own, left = self._context.timeout_seconds, self._deadline.left
         context = replace(self._context, log=log, timeout_seconds=max(min(own, left), 0.0))
         limit = asyncio.timeout(context.timeout_seconds)
         try:
@@ -86,7 +104,7 @@ class StepRun:
             if not limit.expired():
                 raise
             if left < own:
-                raise StepTimeoutError("the time for the whole task ran out") from exc
+                raise StepTimeoutError(f"the whole task took longer than {self._deadline.seconds:g} s") from exc
             raise StepTimeoutError(f"it took longer than {own:g} s", retryable=True) from exc
         return {name: value for name, value in outputs.items() if value is not None}
 
@@ -94,16 +112,24 @@ class StepRun:
 def task_for(step: StepSpec) -> Task[..., Any]:
     """The Prefect task that runs this step: named after its type, its runs after the step.
 
-    Retries in place wait the step's delay, then twice as long each time, never more than 30 s.
+    Retries in place wait the step's delay, then twice as long each time, up to 30 s, a little more or less by chance.
     """
-    in_place = step.retries if step.retry_delay_seconds <= IN_PLACE_RETRY_SECONDS else 0
+    in_place = 0 if retry_as_attempt(step) else step.retries
     return _run_step.with_options(
         name=step.type,
         task_run_name=step.name,
         description=f"Step {step.name} of type {step.type}",
         retries=in_place,
         retry_delay_seconds=[min(step.retry_delay_seconds * 2**n, IN_PLACE_RETRY_SECONDS) for n in range(in_place)],
+        retry_jitter_factor=_JITTER,
     )
+
+
+def retry_as_attempt(step: StepSpec) -> StepRetry | None:
+    """The step's retries, if they wait too long to hold a slot meanwhile: then the task is run again for each."""
+    if step.retries == 0 or step.retry_delay_seconds <= IN_PLACE_RETRY_SECONDS:
+        return None
+    return {"retries": step.retries, "delay_seconds": step.retry_delay_seconds}
 
 
 async def _execute(step_run: StepRun) -> State[Any] | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from ai_task_orchestra.settings import Settings
+    from flows.fence import Fence
     from flows.usage import ResourceUsage
 
 
@@ -22,7 +23,7 @@ class StepContext:
 
     `workspace` exists and is the task's own. `earlier` holds the output fields of the steps before, by step name, in
     their order. `timeout_seconds` is what the compiler enforces around `Step.run`. `log` lands in Prefect's logs of
-    this step; `usage` collects what the task consumes.
+    this step; `usage` collects what the task consumes; `fence` is asked before anything is published.
     """
 
     task_id: str
@@ -34,6 +35,7 @@ class StepContext:
     timeout_seconds: float
     log: logging.Logger | logging.LoggerAdapter[logging.Logger]
     usage: ResourceUsage
+    fence: Fence
 
 
 class Step(Protocol):

@@ -20,6 +20,7 @@ class StoreResult:
         """Fields: path, content."""
         place = resolve_output(checked.text(fields, "path"), context.settings)
         data = checked.content(fields).encode()
-        await asyncio.to_thread(write_output, place, data, tenant=context.tenant)
+        await context.fence.confirm()
+        await asyncio.to_thread(write_output, place, data, tenant=context.tenant, check=context.fence.check)
         context.log.info("result_stored", extra={"task_id": context.task_id, "bytes": len(data)})
         return {"path": place.shown, "bytes": len(data)}

@@ -11,6 +11,7 @@ from ai_task_orchestra.testing.scripted_ollama import ScriptedOllama
 from flows.clients.ollama import OllamaClient
 from flows.steps.base import StepContext
 from flows.usage import ResourceUsage
+from tests.support.steps import open_fence
 
 LOG = logging.getLogger("tests.ollama")
 
@@ -45,4 +46,5 @@ def step_context(server: ScriptedOllama | str, workspace: Path, **overrides: Any
         timeout_seconds=60.0,
         log=LOG,
         usage=ResourceUsage(),
+        fence=open_fence(),
     )

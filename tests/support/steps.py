@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from ai_task_orchestra.settings import Settings
+from flows.fence import Fence
 from flows.steps.base import StepContext
 from flows.usage import ResourceUsage
 
@@ -36,7 +37,17 @@ def step_context(
         timeout_seconds=60.0,
         log=logging.getLogger("tests.steps"),
         usage=ResourceUsage(),
+        fence=open_fence(),
     )
+
+
+def open_fence() -> Fence:
+    """The fence of an attempt that nobody disputes."""
+
+    async def is_current() -> bool:
+        return True
+
+    return Fence(is_current, 60.0)
 
 
 def new_mark() -> str:

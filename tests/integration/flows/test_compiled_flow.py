@@ -239,6 +239,15 @@ async def test_a_retryable_failure_is_tried_again_in_place(lab: Laboratory) -> N
     assert done.task_runs["ask"].run_count == 3
 
 
+async def test_a_step_whose_retries_wait_long_reports_them_and_holds_no_slot(lab: Laboratory) -> None:
+    lab.steps["ollama_generate"].body = failing(StepError("not now", retryable=True))
+    flow = lab.compile(ASK.replace("model: m", "model: m, retries: 2, retry_delay_seconds: 60"), TEXT)
+    done = await lab.run(flow, text="x")
+    assert len(lab.steps["ollama_generate"].calls) == 1
+    assert (done.report["error"]["step"], done.report["retryable"]) == ("ask", True)
+    assert done.report["step_retry"] == {"retries": 2, "delay_seconds": 60.0}
+
+
 async def test_retries_end_with_the_last_reason(lab: Laboratory) -> None:
     lab.steps["ollama_generate"].body = failing(StepError("never", retryable=True))
     flow = lab.compile(ASK.replace("model: m", "model: m, retries: 2, retry_delay_seconds: 0.01"), TEXT)
@@ -284,7 +293,7 @@ async def test_the_tasks_time_ends_the_step_that_runs(lab: Laboratory) -> None:
     done = await lab.run(flow)
     assert done.report["error"] == {
         "type": "timeout",
-        "message": "the time for the whole task ran out",
+        "message": "the whole task took longer than 0.05 s",
         "step": "wait",
     }
     assert done.report["retryable"] is False
