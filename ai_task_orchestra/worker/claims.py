@@ -40,8 +40,12 @@ class ClaimLoop:
         limit: int,
         poll_seconds: float,
         on_poll: Callable[[], None] = lambda: None,
+        may_claim: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`make` makes the execution of a claimed run; `on_poll` is called after each answer of Prefect."""
+        """`make` makes the execution of a claimed run; `on_poll` is called after each answer of Prefect.
+
+        While `may_claim` says no, nothing is claimed.
+        """
         self._gateway = gateway
         self._pool = pool
         self._make = make
@@ -56,6 +60,7 @@ class ClaimLoop:
         self._wake = asyncio.Event()
         self._stopping = False
         self._on_poll = on_poll
+        self._may_claim = may_claim
 
     @property
     def executions(self) -> dict[UUID, Execution]:
@@ -121,7 +126,7 @@ class ClaimLoop:
         """
         fruitless = 0
         looked_again = False
-        while not self._stopping:
+        while not self._stopping and self._may_claim():
             self._pool.check_templates()
             free = min(self._limit - len(self._slots), self._pool.ready)
             if free <= 0:

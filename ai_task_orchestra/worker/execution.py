@@ -14,6 +14,8 @@ from uuid import UUID
 
 from prefect.exceptions import ObjectNotFound
 
+from ai_task_orchestra.lease import Lease
+from ai_task_orchestra.protocol import task_of_run
 from ai_task_orchestra.worker.child_link import LinkBrokenError, Message
 from ai_task_orchestra.worker.child_pool import ChildPool
 from ai_task_orchestra.worker.prefect_gateway import Candidate, PrefectGateway
@@ -32,8 +34,10 @@ _ACCEPT_SECONDS: Final = 10.0
 _LINGER_SECONDS: Final = 180.0
 _FINAL: Final = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
 
-# Why we end a run ourselves: cancelled by somebody; the worker stops; the run is none of ours any more.
-Reason = Literal["cancelled", "worker stopped", "abandoned"]
+# Why we end a run ourselves: cancelled by somebody; the worker stops; the run is none of ours any more; nobody has
+# heard of us for so long that it may soon be none of ours.
+Reason = Literal["cancelled", "worker stopped", "abandoned", "lease lost"]
+_LEASE_LOST: Final = "The worker {} had no contact with Prefect for so long that it stopped this run."
 
 
 class _UnusableRunError(Exception):
@@ -48,6 +52,9 @@ class Surroundings:
     pool: ChildPool
     catalog: str
     scratch: Path
+    workspaces: Path
+    lease: Lease
+    worker: str
 
 
 class Execution:
@@ -68,6 +75,8 @@ class Execution:
         self._reason: Reason | None = None
         self._ending: asyncio.Task[object] | None = None
         self._asked_to_end = asyncio.Event()
+        self._begun = False
+        self._telling: asyncio.Task[None] | None = None
 
     @property
     def id(self) -> UUID:
@@ -83,13 +92,23 @@ class Execution:
         if self._child:
             self._ending = asyncio.create_task(self._child.kill())
 
+    def end_unless_begun(self) -> None:
+        """The worker stops: what no child has accepted yet is left to other workers."""
+        if not self._begun:
+            self.end("worker stopped")
+
+    def tell_lease(self, renewed: float) -> None:
+        """Tell the child that the worker's lease was renewed; one that does not listen is not waited for."""
+        if self._begun and self._child and (self._telling is None or self._telling.done()):
+            self._telling = asyncio.create_task(_tell(self._child, {"op": "lease", "renewed": renewed}))
+
     async def execute(self, release: Callable[[], None]) -> None:
         """Do all of it. `release` is called when the slot is free, at the latest at the end."""
         try:
             try:
                 end = await self._with_child(release)
             except _UnusableRunError as exc:
-                end = {"error": str(exc)}
+                end = {"unusable": str(exc)}
             except ObjectNotFound:
                 end = {"cancelled": "Cancelled: the deployment no longer exists."}
             finally:
@@ -104,18 +123,26 @@ class Execution:
         """Steps 1 to 4. What is known of the end: the child's report, or how its process ended; None: not begun."""
         order = await self._unless_ended(self._order())
         for _ in range(_HAND_OVER_ATTEMPTS if order else 0):
-            child = self._child = await self._unless_ended(self._around.pool.take())
+            child = self._child = await self._unless_ended(self._around.pool.take()) if self._may_begin() else None
             if child is None:
                 return None
             try:
-                if not self._reason and await self._accepted(child, order or {}):
+                if self._may_begin() and await self._accepted(child, order or {}):
                     return await self._outcome(child, release)
             finally:
                 await child.kill()  # nothing to do if it has ended, which is the rule
-                await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
+                if self._telling:
+                    self._telling.cancel()
+                await asyncio.to_thread(self._clean_up)
         if order and not self._reason:  # given back it would only do the same to other children
-            raise _UnusableRunError(f"{_HAND_OVER_ATTEMPTS} processes ended before one could accept this run")
+            return {"error": f"{_HAND_OVER_ATTEMPTS} processes ended before one could accept this run"}
         return None
+
+    def _may_begin(self) -> bool:
+        """Whether the run is still ours: a worker that was frozen since it claimed it may find that it is not."""
+        if not self._around.lease.held:
+            self.end("lease lost")
+        return self._reason is None
 
     async def _order(self) -> Message:
         """What the child is told: the run, and which flow of the catalog it is."""
@@ -144,8 +171,9 @@ class Execution:
             working.cancel()
 
     async def _accepted(self, child: Child, order: Message) -> bool:
+        lease = self._around.lease
         try:
-            await child.send(order)
+            await child.send(order | {"lease": {"seconds": lease.lease_seconds, "renewed": lease.renewed}})
         except LinkBrokenError:
             return False
         with contextlib.suppress(TimeoutError):
@@ -155,6 +183,7 @@ class Execution:
         return False
 
     async def _outcome(self, child: Child, release: Callable[[], None]) -> Message:
+        self._begun = True
         _log.info("worker.run_started", extra={"flow_run_id": str(self.id), "pid": child.pid})
         while (report := await child.report()) is not None:
             if report["event"] == "finished":
@@ -174,12 +203,32 @@ class Execution:
             await gateway.cancelled(self.id, *([end["cancelled"]] if end and "cancelled" in end else []))
         elif end is None:
             await gateway.put_back(self.id)
+        elif self._reason == "worker stopped":
+            await gateway.hand_back(self.id)
+        elif self._reason == "lease lost":
+            await gateway.crashed(self.id, _LEASE_LOST.format(self._around.worker))
+        elif "unusable" in end:
+            await gateway.failed(self.id, end["unusable"])
         else:
-            await gateway.crashed(self.id, self._reason or _why(end))
+            await gateway.crashed(self.id, _why(end))
 
     @property
     def _scratch(self) -> Path:
         return self._around.scratch / str(self.id)
+
+    def _clean_up(self) -> None:
+        """Remove what a child that was killed could not: the files of its run."""
+        task_id, generation = task_of_run(self.id, self.run.flow_run.get("idempotency_key"))
+        task_folder = self._around.workspaces / task_id
+        for folder in (self._scratch, task_folder / str(generation)):
+            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            task_folder.rmdir()
+
+
+async def _tell(child: Child, message: Message) -> None:
+    with contextlib.suppress(LinkBrokenError):
+        await child.send(message)
 
 
 def catalog_flow(entrypoint: str, catalog: str) -> str | None:

@@ -1,7 +1,8 @@
 """What a forked child does: open a client, wait for a run, execute it, see that everything arrived, end.
 
 Reports to the worker: `ready`; `accepted` (from now on the run is the child's business); `finished` (the run's last
-known state, or why there is none). The child runs one flow run, so nothing of one task is left for the next.
+known state, or why there is none). The child runs one flow run, so nothing of one task is left for the next. What the
+worker still sends while it runs are renewals of its lease.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import importlib
 import inspect
 import logging
 import os
-import signal
 import socket
 import sys
 import traceback
@@ -37,6 +37,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
+from ai_task_orchestra.lease import OWN_LEASE, Lease
 from ai_task_orchestra.worker.child_client import ChildClient
 from ai_task_orchestra.worker.child_link import ChildLink, LinkBrokenError, Message
 from ai_task_orchestra.worker.log_shipper import LogShipper
@@ -45,6 +46,7 @@ from ai_task_orchestra.worker.patient_client import (
     shared_by_prefect,
     unused_ssl_context,
 )
+from ai_task_orchestra.worker.process_tree import die_with_descendants
 from ai_task_orchestra.worker.rehearsal import rehearse
 
 _log = logging.getLogger(__name__)
@@ -53,6 +55,8 @@ _log = logging.getLogger(__name__)
 _PATIENCE_SECONDS: Final = 3600.0
 _OPEN_SECONDS: Final = 2.0
 _FLUSH_SECONDS: Final = 60.0
+_STEP_SECONDS: Final = 0.05
+_TURNS: Final = 10
 
 
 @dataclass(frozen=True)
@@ -127,13 +131,16 @@ async def _serve(link: ChildLink, catalog: str) -> tuple[Flow[..., Any], FlowRun
         flow_run = FlowRun.model_validate(order["flow_run"])
         await link.send({"event": "accepted"})
         os.environ["PREFECT__FLOW_RUN_ID"] = str(flow_run.id)
-        watch = asyncio.create_task(_die_with_worker(link))
+        lease = Lease(order["lease"]["seconds"])
+        lease.renew(order["lease"]["renewed"])
+        OWN_LEASE.set(lease)
+        watch = asyncio.create_task(_die_with_worker(link, lease))
         try:
             async with LogShipper(client).collecting(_FLUSH_SECONDS):
                 flow, problem = await _load(order, flow_run, client, catalog)
                 if flow and not flow.isasync:
                     return flow, flow_run
-                report = await _execute(flow, flow_run) if flow else {"error": problem}
+                report = await _execute(flow, flow_run) if flow else {"unusable": problem}
                 await link.send({"event": "finished", **report})
                 await _drain_events()
         finally:
@@ -216,12 +223,31 @@ def _engine_end() -> Iterator[dict[str, Any]]:
         report["error"] = f"{type(exc).__name__}: {exc}"
 
 
-async def _die_with_worker(link: ChildLink) -> None:
-    """A second net below the kernel's death signal, which not every system has."""
+async def _die_with_worker(link: ChildLink, lease: Lease) -> None:
+    """End with everything below us when the worker is gone, or has no lease on this run any more.
+
+    The former is a second net below the kernel's death signal, which not every system has. The latter also stops us
+    when the worker is frozen, or we were frozen along with it.
+    """
+    listening = asyncio.create_task(_take_renewals(link, lease))
+    try:
+        while not listening.done():
+            await asyncio.wait({listening}, timeout=max(lease.left, _STEP_SECONDS))
+            for _ in range(_TURNS):  # if only we were frozen, renewals have arrived and need a turn to be read
+                if not lease.held:
+                    await asyncio.sleep(0)
+            if not lease.held:
+                break
+        die_with_descendants()
+    finally:
+        listening.cancel()
+
+
+async def _take_renewals(link: ChildLink, lease: Lease) -> None:
+    """Until the worker has closed the connection."""
     with contextlib.suppress(LinkBrokenError):
-        while await link.receive() is not None:
-            pass
-    os.killpg(os.getpgid(0), signal.SIGKILL)
+        while (message := await link.receive()) is not None:
+            lease.renew(message["renewed"])
 
 
 async def _drain_events() -> None:

@@ -12,11 +12,18 @@ from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import State, StateType
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelled, Crashed, Pending, Scheduled
+from prefect.states import Cancelled, Crashed, Failed, Pending, Scheduled
 
 from ai_task_orchestra import protocol
 from ai_task_orchestra.worker.patient_client import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, is_unreachable
@@ -31,6 +38,8 @@ _ENTRYPOINT_SECONDS: Final = 60.0
 _MOST_CANDIDATES: Final = 200
 # Each attempt means that somebody else changed the state between our looking and our setting it.
 _SETTLE_ATTEMPTS: Final = 5
+_PAGE: Final = 200
+_ACTIVE: Final = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 CANCELLED_MESSAGE: Final = "Cancelled; its processes were stopped."
 
 
@@ -138,9 +147,42 @@ class PrefectGateway:
         runs = await self.ask(lambda: self._client.read_flow_runs(flow_run_filter=selection, limit=len(wanted)))
         return dict.fromkeys(wanted) | {run.id: run.state for run in runs}
 
+    async def left_behind(self) -> list[UUID]:
+        """The runs that Prefect believes to be with this worker. Asked at its start, they are an earlier worker's."""
+        found: list[UUID] = []
+        offset = 0
+        states = FlowRunFilterState(type=FlowRunFilterStateType(any_=_ACTIVE))
+        pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[self._pool]))
+        while True:
+            page = await self.ask(
+                lambda offset=offset: self._client.read_flow_runs(  # type: ignore[misc]
+                    flow_run_filter=FlowRunFilter(state=states), work_pool_filter=pool, limit=_PAGE, offset=offset
+                )
+            )
+            found += [run.id for run in page if self._is_with_us(run)]
+            offset += len(page)
+            if len(page) < _PAGE:
+                return found
+
+    def _is_with_us(self, run: FlowRun) -> bool:
+        claimed_by = protocol.worker_of_claim(run.state.message) if run.state else None
+        return self._worker in (protocol.worker_of_run(run.infrastructure_pid), claimed_by)
+
     async def put_back(self, run_id: UUID) -> None:
-        """Give a claim back: the run waits again, for any worker."""
-        await self._settle(run_id, Scheduled(name=protocol.STATE_QUEUED))
+        """Give a claim back: the run waits again, for any worker. One that has begun all the same is handed back."""
+        await self._settle(run_id, Scheduled(name=protocol.STATE_QUEUED), if_running=self._handed_back())
+
+    async def hand_back(self, run_id: UUID) -> None:
+        """Mark the run as begun and not ended, since this worker stops: nothing is wrong with it."""
+        await self._settle(run_id, self._handed_back())
+
+    def _handed_back(self) -> State[Any]:
+        message = f"The worker {self._worker} was stopped before the run had ended."
+        return Crashed(name=protocol.STATE_HANDED_BACK, message=message)
+
+    async def failed(self, run_id: UUID, message: str) -> None:
+        """Mark the run Failed, under the same conditions as `crashed`."""
+        await self._settle(run_id, Failed(message=message))
 
     async def crashed(self, run_id: UUID, message: str) -> None:
         """Mark the run Crashed, unless it is final, waits (again), or is being cancelled: then it becomes Cancelled."""
@@ -150,10 +192,11 @@ class PrefectGateway:
         """Mark the run Cancelled, unless it reached another final state before."""
         await self._settle(run_id, Cancelled(message=message))
 
-    async def _settle(self, run_id: UUID, wanted: State) -> None:
+    async def _settle(self, run_id: UUID, settled: State, *, if_running: State | None = None) -> None:
         """Read, decide, set; again when the state changed in between, and for as long as Prefect is unreachable."""
         for _ in range(_SETTLE_ATTEMPTS):
             present = await self.insist(lambda: self.state_of(run_id))
+            wanted = if_running if if_running and present and present.is_running() else settled
             if present is None or not _may_become(present, wanted):
                 return
             state = Cancelled(message=CANCELLED_MESSAGE) if present.is_cancelling() else wanted

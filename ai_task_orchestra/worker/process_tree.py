@@ -13,9 +13,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import psutil
 
@@ -64,16 +64,29 @@ def kill_tree(root: int) -> set[int]:
 
     Everything is stopped first, until nothing new is found: a process that forks faster than we look can't escape.
     """
+    killed = _kill_all(lambda: _tree(root))
+    with contextlib.suppress(OSError):
+        if os.getpgid(root) == root:
+            os.killpg(root, signal.SIGKILL)
+    return killed
+
+
+def die_with_descendants() -> NoReturn:
+    """Kill everything below this process, and then its process group."""
+    us = os.getpid()
+    _kill_all(lambda: _tree(us) - {us})
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+    os._exit(1)
+
+
+def _kill_all(find: Callable[[], set[int]]) -> set[int]:
     stopped: set[int] = set()
-    while fresh := _tree(root) - stopped:
+    while fresh := find() - stopped:
         for pid in fresh:
             _send(pid, signal.SIGSTOP)
         stopped |= fresh
     for pid in stopped:
         _send(pid, signal.SIGKILL)
-    with contextlib.suppress(OSError):
-        if os.getpgid(root) == root:
-            os.killpg(root, signal.SIGKILL)
     return stopped
 
 

@@ -20,14 +20,14 @@ from prefect.settings import PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED, get_cu
 from prefect.types._datetime import now
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 
-from ai_task_orchestra import protocol
+from ai_task_orchestra import lease, protocol
 from ai_task_orchestra.library import TemplateLibrary
 from ai_task_orchestra.settings import Settings, load_settings
 from ai_task_orchestra.worker.cancellation import CancelWatch
 from ai_task_orchestra.worker.child_pool import ChildPool
 from ai_task_orchestra.worker.claims import ClaimLoop
 from ai_task_orchestra.worker.execution import Execution, Surroundings
-from ai_task_orchestra.worker.heartbeat import Heartbeat
+from ai_task_orchestra.worker.heartbeat import Heartbeat, LeaseKeeper
 from ai_task_orchestra.worker.patient_client import PatientClient, shared_by_prefect, unused_ssl_context
 from ai_task_orchestra.worker.prefect_gateway import Candidate, PrefectGateway
 from ai_task_orchestra.worker.stop_signals import StopSignals
@@ -87,6 +87,7 @@ class OrchestraWorker(BaseWorker[OrchestraJobConfiguration, BaseVariables, Orche
         super().__init__(work_pool_name, name=name, **options)
         self.slots = self._limit or self._settings.worker_limit
         self._around: Surroundings | None = None
+        self._lease = lease.Lease(self._settings.worker_lease_seconds)
 
     @classmethod
     def get_default_base_job_template(cls) -> dict[str, Any]:
@@ -156,6 +157,7 @@ class OrchestraWorker(BaseWorker[OrchestraJobConfiguration, BaseVariables, Orche
             csrf = await stop.first_of(gateway.insist(self._reach_prefect), stop.requested)
             if csrf is None:  # stopped before Prefect could be reached
                 return
+            await stop.first_of(self._replace_predecessor(gateway), stop.requested)
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="orchestra-worker-")))
             folder = TemplateFolder(TemplateLibrary(self._settings.templates_dir))
             pool = ChildPool(
@@ -165,7 +167,15 @@ class OrchestraWorker(BaseWorker[OrchestraJobConfiguration, BaseVariables, Orche
                 folder=folder,
                 on_ready=lambda: claims.nudge(),
             )
-            around = self._around = Surroundings(gateway, pool, self._settings.catalog_module, scratch)
+            around = self._around = Surroundings(
+                gateway,
+                pool,
+                self._settings.catalog_module,
+                scratch,
+                self._settings.workspaces,
+                self._lease,
+                self.name,
+            )
             claims = ClaimLoop(
                 gateway,
                 pool,
@@ -173,6 +183,7 @@ class OrchestraWorker(BaseWorker[OrchestraJobConfiguration, BaseVariables, Orche
                 limit=self.slots,
                 poll_seconds=self._settings.worker_poll_seconds,
                 on_poll=self._polled,
+                may_claim=lambda: self._lease.held,
             )
             await stack.enter_async_context(pool)
             printer(f"Worker {self.name!r} started!")
@@ -182,13 +193,21 @@ class OrchestraWorker(BaseWorker[OrchestraJobConfiguration, BaseVariables, Orche
     async def _serve(self, claims: ClaimLoop, gateway: PrefectGateway, stop: StopSignals, *, run_once: bool) -> None:
         """Claim until asked to stop, then let the runs finish; everything else goes on until they have."""
         cancels = CancelWatch(gateway, claims.executions)
-        seconds = self._settings.worker_heartbeat_seconds
+        keeper = LeaseKeeper(self._lease, claims.executions)
+        heartbeat = Heartbeat(
+            gateway,
+            keeper,
+            seconds=self._settings.worker_heartbeat_seconds,
+            lease_seconds=self._settings.worker_lease_seconds,
+            sync=self.sync_with_backend,
+        )
         events = EventSubscription(
             self._work_pool_id, on_due=claims.announce, on_cancel=cancels.noticed, on_connected=claims.look_again
         )
         async with asyncio.TaskGroup() as group:
             background = [
-                group.create_task(Heartbeat(gateway, seconds=seconds, sync=self.sync_with_backend).run()),
+                group.create_task(heartbeat.run()),
+                group.create_task(keeper.run()),
                 group.create_task(cancels.run()),
                 group.create_task(events.run()),
             ]
@@ -198,6 +217,9 @@ class OrchestraWorker(BaseWorker[OrchestraJobConfiguration, BaseVariables, Orche
             claims.stop()
             await asyncio.wait({claiming}, timeout=_LAST_WORDS_SECONDS)
             claiming.cancel()
+            if stop.requested.is_set():
+                for execution in claims.executions.values():
+                    execution.end_unless_begun()
             if not stop.requested.is_set():  # run_once: as long as it takes, unless asked to stop meanwhile
                 await stop.first_of(claims.drained(None), stop.requested)
             await stop.first_of(claims.drained(self._settings.worker_grace_seconds), stop.now)
@@ -215,8 +237,9 @@ class OrchestraWorker(BaseWorker[OrchestraJobConfiguration, BaseVariables, Orche
         Raises:
             httpx.HTTPError: Prefect is unreachable.
         """
-        if self._work_pool is None:
-            await self.sync_with_backend()
+        asked = lease.now()
+        await self.sync_with_backend()
+        self._lease.renew(asked)
         try:
             await self.client.request("GET", "/csrf-token", params={"client": str(uuid4())})
         except httpx.HTTPStatusError as exc:
@@ -224,6 +247,14 @@ class OrchestraWorker(BaseWorker[OrchestraJobConfiguration, BaseVariables, Orche
                 raise
             return False
         return True
+
+    async def _replace_predecessor(self, gateway: PrefectGateway) -> None:
+        """One name, one worker: runs that an earlier worker of our name has left are lost, and nobody else can tell.
+
+        The heartbeat by which the API would notice is ours from now on.
+        """
+        for run_id in await gateway.insist(gateway.left_behind):
+            await gateway.crashed(run_id, f"The worker {self.name} was lost; another one of its name has started.")
 
     def _child_environment(self, csrf: bool) -> dict[str, str]:
         """Our environment, and what was configured otherwise; without the keys that only other processes need."""

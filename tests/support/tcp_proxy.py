@@ -1,4 +1,8 @@
-"""A TCP proxy between a program and a server, which can be cut: for the program the server is away then."""
+"""A TCP proxy between a program and a server.
+
+It can be cut: for the program the server is down then. Or it falls silent, as when a network is gone: what it accepts
+gets no answer.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ class TcpProxy:
         self._target = (host, port)
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        self._speaks = asyncio.Event()
+        self._speaks.set()
         self.port = 0
 
     async def open(self) -> None:
@@ -28,6 +34,14 @@ class TcpProxy:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
+    def be_silent(self) -> None:
+        """Let nothing through, in any direction, on any connection."""
+        self._speaks.clear()
+
+    def speak(self) -> None:
+        """Let everything through again, also what has come meanwhile."""
+        self._speaks.set()
+
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task
@@ -35,10 +49,11 @@ class TcpProxy:
         task.add_done_callback(self._connections.discard)
         server_writer = None
         try:
+            await self._speaks.wait()
             server_reader, server_writer = await asyncio.open_connection(*self._target)
             copies = [
-                asyncio.create_task(_copy(reader, server_writer)),
-                asyncio.create_task(_copy(server_reader, writer)),
+                asyncio.create_task(self._copy(reader, server_writer)),
+                asyncio.create_task(self._copy(server_reader, writer)),
             ]
             try:
                 await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
@@ -52,12 +67,12 @@ class TcpProxy:
                 if end:
                     end.transport.abort()
 
-
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                await self._speaks.wait()
+                writer.write(data)
+                await writer.drain()
 
 
 @contextlib.asynccontextmanager

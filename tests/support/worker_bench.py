@@ -204,6 +204,16 @@ class WorkerProcess:
 
         return await wait_until(waiting, timeout=60, description=f"{count} parked children")
 
+    def freeze(self, *, alone: bool = False) -> None:
+        """Stop the worker in the middle of whatever it does; its whole family too, unless `alone`."""
+        for process in [psutil.Process(self.process.pid), *([] if alone else self.below())]:
+            process.suspend()
+
+    def wake(self) -> None:
+        """Let all of them go on."""
+        for process in [*self.below(), psutil.Process(self.process.pid)]:
+            process.resume()
+
     def template_processes(self) -> list[psutil.Process]:
         return [p for p in self.below() if "ai_task_orchestra.worker.template_process" in " ".join(p.cmdline())]
 

@@ -7,7 +7,9 @@ import signal
 
 import psutil
 from prefect.client.schemas.objects import FlowRun
+from prefect.states import Pending
 
+from ai_task_orchestra import protocol
 from tests.support.waiting import wait_until
 from tests.support.worker_bench import WorkerBench, WorkerProcess, alive
 
@@ -51,6 +53,20 @@ async def test_nothing_outlives_a_killed_worker(bench: WorkerBench) -> None:
         _, pids = await bench.submit_stubborn()
         worker.stop(signal.SIGKILL)
         await wait_until(lambda: not worker.left() and not alive(pids), timeout=2, description="nothing is left")
+
+
+async def test_a_worker_takes_the_place_of_a_lost_one_of_its_name(bench: WorkerBench) -> None:
+    with bench.worker(worker_name="gpu-1") as worker:
+        running = await bench.submit("wait")
+        await bench.reaches(running, "Running")
+        worker.stop(signal.SIGKILL)
+    other = await bench.submit("wait")
+    await bench.client.set_flow_run_state(other, Pending(message=protocol.claim_message("gpu-2")))
+    with bench.worker(worker_name="gpu-1"):
+        state = await bench.reaches(running, "Crashed")
+        assert state.message == "The worker gpu-1 was lost; another one of its name has started."
+        await bench.reaches(await bench.submit("noop"), "Completed")
+        assert (await bench.read(other)).state_name == "Pending"
 
 
 def _pid(run: FlowRun) -> int:

@@ -84,5 +84,5 @@ async def test_somebody_elses_flow_is_loaded_as_its_deployment_says(served: Work
     await served.reaches(greet, "Completed")
     await served.reaches(blocking, "Completed")
     assert "hello you" in await served.logged(greet, "hello")
-    assert "could not be loaded" in ((await served.reaches(missing, "Crashed")).message or "")
-    assert "no such template" in ((await served.reaches(gone, "Crashed")).message or "")
+    assert "could not be loaded" in ((await served.reaches(missing, "Failed")).message or "")
+    assert "no such template" in ((await served.reaches(gone, "Failed")).message or "")

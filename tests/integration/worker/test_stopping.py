@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 
+from ai_task_orchestra import protocol
 from tests.support.waiting import wait_until
 from tests.support.worker_bench import WorkerBench
 
@@ -20,12 +21,13 @@ async def test_sigterm_lets_runs_finish_and_claims_no_more(bench: WorkerBench) -
         assert (await bench.read(waiting)).state_name == "Queued"
 
 
-async def test_after_the_grace_time_runs_are_crashed(bench: WorkerBench) -> None:
-    with bench.worker(worker_grace_seconds=0.5) as worker:
+async def test_after_the_grace_time_runs_are_handed_back(bench: WorkerBench) -> None:
+    with bench.worker(worker_grace_seconds=0.5, worker_name="leaving") as worker:
         run = await bench.submit("wait")
         await bench.reaches(run, "Running")
         worker.stop()
-        assert (await bench.reaches(run, "Crashed")).message == "worker stopped"
+        state = await bench.reaches(run, protocol.STATE_HANDED_BACK)
+        assert (state.type, state.message) == ("CRASHED", "The worker leaving was stopped before the run had ended.")
         await worker.ended()
 
 
@@ -36,7 +38,7 @@ async def test_a_second_signal_means_now(bench: WorkerBench) -> None:
         worker.stop()
         await wait_until(lambda: "worker.signal" in worker.log.read_text(), description="first signal seen")
         worker.stop(signal.SIGINT)
-        assert (await bench.reaches(run, "Crashed", timeout=15)).message == "worker stopped"
+        await bench.reaches(run, protocol.STATE_HANDED_BACK, timeout=15)
         await worker.ended()
 
 

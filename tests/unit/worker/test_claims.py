@@ -69,12 +69,14 @@ class Scene:
     def __init__(self, limit: int, poll_seconds: float = 600.0) -> None:
         self.prefect, self.pool = FakePrefect(), FakePool()
         self.started: list[UUID] = []
+        self.may_claim = True
         self.loop = ClaimLoop(
             cast(PrefectGateway, self.prefect),
             cast(ChildPool, self.pool),
             lambda run: cast(Execution, FakeExecution(run, self.started)),
             limit=limit,
             poll_seconds=poll_seconds,
+            may_claim=lambda: self.may_claim,
         )
 
     def end(self, run: UUID) -> None:
@@ -127,6 +129,21 @@ async def test_no_run_is_claimed_that_no_child_is_ready_for() -> None:
         await asyncio.sleep(0.01)
     assert not scene.prefect.limits
     scene.loop.stop()
+    await task
+
+
+async def test_nothing_is_claimed_while_the_lease_is_not_held() -> None:
+    scene = Scene(limit=1, poll_seconds=0.01)
+    scene.may_claim = False
+    scene.prefect.waiting = [uuid4()]
+    task = asyncio.create_task(scene.loop.run())
+    for _ in range(5):
+        await asyncio.sleep(0.01)
+    assert not scene.prefect.limits
+    scene.may_claim = True
+    await wait_until(lambda: scene.started, description="the run is claimed once it is held again")
+    scene.loop.stop()
+    scene.end(scene.started[0])
     await task
 
 

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from ai_task_orchestra.lease import Lease, now
 from ai_task_orchestra.worker.child_link import LinkBrokenError, Message
 from ai_task_orchestra.worker.child_pool import ChildPool
 from ai_task_orchestra.worker.execution import Execution, Surroundings
@@ -83,6 +84,12 @@ class FakeGateway:
     async def cancelled(self, run_id: UUID, *message: str) -> None:
         self.settled.append(("cancelled", *message))
 
+    async def hand_back(self, run_id: UUID) -> None:
+        self.settled.append(("handed back",))
+
+    async def failed(self, run_id: UUID, message: str) -> None:
+        self.settled.append(("failed", message))
+
     async def put_back(self, run_id: UUID) -> None:
         self.settled.append(("put back",))
 
@@ -91,8 +98,17 @@ class Scene:
     def __init__(self, folder: Path, *children: FakeChild, entrypoint: str = "catalog.noop") -> None:
         self.gateway, self.pool = FakeGateway(entrypoint), FakePool(*children)
         self.released = 0
+        self.lease = Lease(20)
+        self.lease.renew(now())
+        self.workspaces = folder / "workspaces"
         around = Surroundings(
-            cast(PrefectGateway, self.gateway), cast(ChildPool, self.pool), "catalog", folder / "scratch"
+            cast(PrefectGateway, self.gateway),
+            cast(ChildPool, self.pool),
+            "catalog",
+            folder / "scratch",
+            self.workspaces,
+            self.lease,
+            "w1",
         )
         self.execution = Execution(Candidate(uuid4(), uuid4(), {"name": "a-run"}), around)
 
@@ -108,7 +124,8 @@ class Scene:
 async def test_a_run_that_its_child_finished_is_left_as_it_is(tmp_path: Path) -> None:
     child = FakeChild(ACCEPTED, FINISHED)
     assert await Scene(tmp_path, child).execute() == []
-    assert child.orders == [{"op": "run", "flow_run": {"name": "a-run"}, "flow": "noop"}]
+    [order] = child.orders
+    assert order | {"lease": {}} == {"op": "run", "flow_run": {"name": "a-run"}, "flow": "noop", "lease": {}}
     assert not child.killed
 
 
@@ -144,9 +161,9 @@ async def test_an_engine_that_stops_without_a_final_state_is_a_crash(tmp_path: P
     assert what == "crashed" and "aborted by orchestrator" in message
 
 
-async def test_a_flow_that_the_catalog_does_not_have_is_a_crash_with_a_clear_message(tmp_path: Path) -> None:
+async def test_a_flow_that_the_catalog_does_not_have_is_a_failure_with_a_clear_message(tmp_path: Path) -> None:
     [(what, message)] = await Scene(tmp_path, entrypoint="catalog.gone").execute()
-    assert what == "crashed" and "catalog.gone does not exist on this worker" in message
+    assert what == "failed" and "catalog.gone does not exist on this worker" in message
 
 
 async def test_cancelling_kills_the_child_before_the_run_is_cancelled(tmp_path: Path) -> None:
@@ -166,6 +183,71 @@ async def test_ending_before_a_child_was_found_gives_the_claim_back_or_cancels(t
         await asyncio.sleep(0)
         scene.execution.end(cast(Any, reason))
         assert await task == [(settled,)]
+
+
+async def test_a_run_that_is_ended_by_a_stopping_worker_is_handed_back(tmp_path: Path) -> None:
+    child = FakeChild(ACCEPTED, ends=None)
+    scene = Scene(tmp_path, child)
+    task = asyncio.create_task(scene.execute())
+    await wait_until(lambda: scene.execution._begun, description="the child has the run")
+    scene.execution.end_unless_begun()
+    assert not child.killed  # it has begun, so it may go on for the time of grace
+    scene.execution.end("worker stopped")
+    assert await task == [("handed back",)]
+
+
+async def test_what_no_child_has_accepted_yet_is_left_to_others_at_once(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    task = asyncio.create_task(scene.execute())
+    await asyncio.sleep(0)
+    scene.execution.end_unless_begun()
+    assert await task == [("put back",)]
+
+
+async def test_a_worker_that_slept_on_its_claim_does_not_begin_the_run(tmp_path: Path) -> None:
+    child = FakeChild(ACCEPTED, FINISHED)
+    scene = Scene(tmp_path, child)
+    scene.lease.renewed -= 60
+    assert await scene.execute() == [("put back",)]  # which does nothing to a run that was taken away
+    assert not child.orders
+
+
+async def test_a_run_is_ended_when_the_lease_is_lost(tmp_path: Path) -> None:
+    child = FakeChild(ACCEPTED, ends=None)
+    scene = Scene(tmp_path, child)
+    task = asyncio.create_task(scene.execute())
+    await wait_until(lambda: child.orders, description="the run was handed over")
+    scene.execution.end("lease lost")
+    [(what, message)] = await task
+    assert child.killed
+    assert what == "crashed" and "w1 had no contact with Prefect" in message
+
+
+async def test_the_child_hears_of_each_renewal_once_it_has_the_run(tmp_path: Path) -> None:
+    child = FakeChild(ACCEPTED, ends=None)
+    scene = Scene(tmp_path, child)
+    scene.execution.tell_lease(1.0)
+    task = asyncio.create_task(scene.execute())
+    await wait_until(lambda: scene.execution._begun, description="the child has the run")
+    scene.execution.tell_lease(2.0)
+    await wait_until(lambda: len(child.orders) == 2, description="the renewal was sent")
+    assert child.orders[1] == {"op": "lease", "renewed": 2.0}
+    scene.execution.end("cancelled")
+    await task
+
+
+async def test_the_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
+    child = FakeChild(ACCEPTED, ends=None)
+    scene = Scene(tmp_path, child)
+    task_id = str(uuid4())
+    scene.execution.run.flow_run["idempotency_key"] = f"{task_id}:2"
+    for generation in ("1", "2"):
+        (scene.workspaces / task_id / generation / "clone").mkdir(parents=True)
+    task = asyncio.create_task(scene.execute())
+    await wait_until(lambda: child.orders, description="the run was handed over")
+    scene.execution.end("cancelled")
+    await task
+    assert [path.name for path in (scene.workspaces / task_id).iterdir()] == ["1"]
 
 
 async def test_once_finished_it_is_too_late_to_end(tmp_path: Path) -> None:
