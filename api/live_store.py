@@ -154,7 +154,7 @@ async def record_attempt(
         "generation": task.generation,
         "flow_run_id": run.id,
         "worker": worker,
-        "started_at": run.start_time,
+        "started_at": run.began,
         "ended_at": ended,
         "outcome": how,
     }

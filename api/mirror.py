@@ -154,7 +154,7 @@ class Mirror:
         if run.state.type == SCHEDULED:
             worker = None  # nobody's (any more): a worker that stops gives its claims back
         how = outcome(run.state.type, ending)
-        if run.start_time is not None or run.state.type in (RUNNING, CRASHED):
+        if run.began is not None or run.state.type in (RUNNING, CRASHED):
             ended = run.state.timestamp if how else None
             await live_store.record_attempt(session, task, run, worker=worker, ended=ended, how=how)
         columns: dict[str, Any] = {
@@ -164,7 +164,7 @@ class Mirror:
             "state_id": run.state.id,
             "state_at": run.state.timestamp,
             "worker": worker,
-            "started_at": task.started_at or run.start_time,
+            "started_at": task.started_at or run.began,
         }
         await self._write(session, task, run, decision, columns, report)
         if task.status != getattr(decision, "status", "queued"):

@@ -81,6 +81,12 @@ class FlowRun:
         claimed_by = worker_of_claim(self.state.message) if self.state.type in (PENDING, RUNNING) else None
         return worker_of_run(self.infrastructure_pid) or claimed_by
 
+    @property
+    def began(self) -> datetime | None:
+        """When it was first Running. Prefect takes the end of a run that never was for its start, too."""
+        never = self.state.type in FINAL_STATES and self.start_time == self.state.timestamp
+        return None if never else self.start_time
+
     @classmethod
     def parse(cls, data: Mapping[str, Any]) -> FlowRun | None:
         """None for a run without a state: it is still being made."""

@@ -122,6 +122,17 @@ async def test_cancelling_a_run_that_nobody_claimed_cancels_it_in_the_same_step(
     assert not await side.others.claim(str(run.id))
 
 
+@pytest.mark.parametrize("kind", [CANCELLED, CRASHED])
+async def test_a_run_that_ended_without_ever_running_has_never_begun(side: Side, kind: str) -> None:
+    never, ran = await side.create(), await side.create()
+    await side.others.start(str(ran.id))
+    for run in (never, ran):
+        assert (await side.gateway.propose(run.id, kind, force=True)).accepted
+    runs = await side.gateway.runs([never.id, ran.id])
+    assert runs[never.id].began is None
+    assert runs[ran.id].began is not None
+
+
 async def test_a_claimed_or_running_run_becomes_cancelling_and_then_only_cancelled(side: Side) -> None:
     for deed in (side.others.claim, side.others.start):
         run = await side.create()

@@ -319,7 +319,8 @@ class PrefectDouble:
         return StateAnswer(True, self._enter(run, new).state)
 
     def _enter(self, run: FlowRun, state: RunState) -> FlowRun:
-        start = run.start_time or (state.timestamp if state.type == RUNNING else None)
+        starts = state.type == RUNNING or state.type in FINAL_STATES  # without ever running, its end is its start
+        start = run.start_time or (state.timestamp if starts else None)
         due = state.scheduled_time if state.type == SCHEDULED else None
         changed = replace(run, state=state, start_time=start, next_scheduled_start_time=due)
         self.known[run.id] = changed
