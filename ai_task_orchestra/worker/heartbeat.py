@@ -13,7 +13,7 @@ import httpx
 from ai_task_orchestra import lease
 from ai_task_orchestra.lease import Lease
 from ai_task_orchestra.worker.execution import Execution
-from ai_task_orchestra.worker.patient_client import is_down
+from ai_task_orchestra.worker.patient_client import is_unreachable
 from ai_task_orchestra.worker.prefect_gateway import PrefectGateway
 
 _log = logging.getLogger(__name__)
@@ -28,8 +28,9 @@ _STEP_SECONDS: Final = 0.05
 class LeaseKeeper:
     """Stops every run once the lease is not held any more, and tells their children of each renewal until then.
 
-    The lease is renewed by a heartbeat that Prefect took, and by the news that Prefect is down: then nobody can take
-    the runs away, since the API judges by the same Prefect. Silence renews nothing: it may be we who are cut off.
+    The lease is renewed by a heartbeat that Prefect took, and by the knowledge that Prefect can be reached and does not
+    answer: it is down then, and nobody can take the runs away, since the API judges by the same Prefect. Where it can't
+    be reached it may be we who are cut off, and nothing renews the lease.
     """
 
     def __init__(self, held: Lease, executions: Mapping[UUID, Execution]) -> None:
@@ -67,11 +68,15 @@ class Heartbeat:
         seconds: float,
         lease_seconds: float,
         sync: Callable[[], Awaitable[None]],
+        reach: Callable[[float], Awaitable[bool]],
     ) -> None:
-        """`sync`: synchronises the worker with its work pool, which includes a heartbeat."""
-        self._gateway, self._keeper, self._sync = gateway, keeper, sync
-        self._seconds = min(seconds, lease_seconds / _BEATS_PER_LEASE)
-        self._patience_seconds = lease_seconds
+        """`sync`: synchronises the worker with its work pool, which includes a heartbeat.
+
+        `reach`: whether Prefect's machine answers within so many seconds.
+        """
+        self._gateway, self._keeper, self._sync, self._reach = gateway, keeper, sync, reach
+        self._patience_seconds = lease_seconds / _BEATS_PER_LEASE
+        self._seconds = min(seconds, self._patience_seconds)
         self._beats = 0
 
     async def run(self) -> None:
@@ -93,6 +98,7 @@ class Heartbeat:
         except (httpx.HTTPError, TimeoutError) as exc:
             self._beats = -1  # after an outage: synchronise first
             _log.debug("worker.heartbeat_failed", extra={"error": type(exc).__name__})
-            if not is_down(exc):
+            no_answer = isinstance(exc, TimeoutError) or is_unreachable(exc)
+            if not (no_answer and await self._reach(self._patience_seconds)):
                 return
         self._keeper.renew(asked)

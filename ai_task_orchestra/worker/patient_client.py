@@ -39,29 +39,6 @@ def is_unreachable(exc: BaseException) -> bool:
     return isinstance(exc, httpx.TransportError)
 
 
-def is_down(exc: BaseException) -> bool:
-    """Whether Prefect is down for everybody, as far as one can tell from here.
-
-    Its machine, or what stands before it, says so: by a refused or broken connection or an error 5xx. Silence may just
-    as well mean that we are cut off.
-    """
-    if isinstance(exc, httpx.HTTPStatusError):
-        return exc.response.status_code >= 500
-    if isinstance(exc, httpx.RemoteProtocolError):
-        return True
-    return isinstance(exc, httpx.TransportError) and any(isinstance(cause, ConnectionError) for cause in _causes(exc))
-
-
-def _causes(exc: BaseException) -> Iterator[BaseException]:
-    waiting: list[BaseException | None] = [exc]
-    while waiting:
-        if (cause := waiting.pop()) is not None:
-            yield cause
-            waiting += (
-                cause.exceptions if isinstance(cause, BaseExceptionGroup) else (cause.__cause__, cause.__context__)
-            )
-
-
 class PatientClient(PrefectClient):
     """Tries each request again while Prefect is unreachable, for `patience_seconds` (0: not at all)."""
 

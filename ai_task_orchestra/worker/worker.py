@@ -9,6 +9,7 @@ import socket
 import tempfile
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid4
@@ -30,6 +31,7 @@ from ai_task_orchestra.worker.execution import Execution, Surroundings
 from ai_task_orchestra.worker.heartbeat import Heartbeat, LeaseKeeper
 from ai_task_orchestra.worker.patient_client import PatientClient, shared_by_prefect, unused_ssl_context
 from ai_task_orchestra.worker.prefect_gateway import Candidate, PrefectGateway
+from ai_task_orchestra.worker.reach import is_reachable
 from ai_task_orchestra.worker.stop_signals import StopSignals
 from ai_task_orchestra.worker.template_folder import TemplateFolder
 from ai_task_orchestra.worker.wake import EventSubscription
@@ -200,6 +202,7 @@ class OrchestraWorker(BaseWorker[OrchestraJobConfiguration, BaseVariables, Orche
             seconds=self._settings.worker_heartbeat_seconds,
             lease_seconds=self._settings.worker_lease_seconds,
             sync=self.sync_with_backend,
+            reach=partial(is_reachable, self._settings.prefect_url),
         )
         events = EventSubscription(
             self._work_pool_id, on_due=claims.announce, on_cancel=cancels.noticed, on_connected=claims.look_again

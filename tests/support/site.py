@@ -47,6 +47,12 @@ parameters:
 steps:
   - {type: run_command, name: work, command: "{{ command }}", retries: 1, retry_delay_seconds: 30}
 """,
+    "later": """
+parameters:
+  - {name: command, type: array, required: true, description: Program and arguments}
+steps:
+  - {type: run_command, name: work, command: "{{ command }}", retries: 1, retry_delay_seconds: 60}
+""",
     "wait": """
 parameters:
   - {name: limit, type: number, OPTIONAL}

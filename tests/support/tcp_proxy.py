@@ -1,15 +1,30 @@
 """A TCP proxy between a program and a server.
 
-It can be cut: for the program the server is down then. Or it falls silent, as when a network is gone: what it accepts
-gets no answer.
+It can be cut: for the program the server is down then. It can fall silent, as a server that hangs. And it can vanish,
+as a machine whose network is gone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Iterator
 from urllib.parse import urlsplit, urlunsplit
+
+
+@contextlib.contextmanager
+def closed_to_all(port: int = 0) -> Iterator[socket.socket]:
+    """A port at which connecting gets no answer: its queue is full, and the system drops what more comes."""
+    with socket.socket() as server, contextlib.ExitStack() as callers:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(("127.0.0.1", port))
+        server.listen(0)
+        for _ in range(4):
+            caller = callers.enter_context(socket.socket())
+            caller.setblocking(False)
+            caller.connect_ex(server.getsockname())
+        yield server
 
 
 class TcpProxy:
@@ -19,6 +34,7 @@ class TcpProxy:
         self._connections: set[asyncio.Task[None]] = set()
         self._speaks = asyncio.Event()
         self._speaks.set()
+        self._stack = contextlib.ExitStack()
         self.port = 0
 
     async def open(self) -> None:
@@ -28,6 +44,7 @@ class TcpProxy:
 
     async def cut(self) -> None:
         """Refuse connections, and break those that are open."""
+        self._stack.close()
         if self._server:
             self._server.close()
         for task in list(self._connections):
@@ -35,12 +52,25 @@ class TcpProxy:
         await asyncio.gather(*self._connections, return_exceptions=True)
 
     def be_silent(self) -> None:
-        """Let nothing through, in any direction, on any connection."""
+        """Let nothing through, in any direction, on any connection; new ones are accepted."""
         self._speaks.clear()
+
+    def vanish(self) -> None:
+        """Answer nothing any more, not even a new connection."""
+        self.be_silent()
+        if self._server:
+            self._server.close()
+        self._stack.enter_context(closed_to_all(self.port))
 
     def speak(self) -> None:
         """Let everything through again, also what has come meanwhile."""
         self._speaks.set()
+
+    async def reappear(self) -> None:
+        """Be there again; let through what has come meanwhile."""
+        self._stack.close()
+        self.speak()
+        await self.open()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

@@ -132,7 +132,9 @@ class WorkerBench:
         assert run.start_time and run.end_time
         return run.start_time, run.end_time
 
-    def environment(self, *, prefect_api_url: str | None = None, **settings: Any) -> dict[str, str]:
+    def environment(
+        self, *, prefect_api_url: str | None = None, ollama_host: str | None = None, **settings: Any
+    ) -> dict[str, str]:
         """The environment of a worker of this pool; `settings` without their prefix."""
         own = {
             "home": self.folder / "home",
@@ -149,6 +151,7 @@ class WorkerBench:
                 "PYTHONPATH": str(CHECKOUT),
                 "PREFECT_LOGGING_LEVEL": "INFO",
             }
+            | ({"OLLAMA_HOST": ollama_host} if ollama_host else {})
             | {f"ORCHESTRA_{name.upper()}": str(value) for name, value in own.items()}
         )
 

@@ -184,6 +184,24 @@ async def test_a_script_that_is_killed_is_a_failed_step_and_no_lost_attempt(
         assert [how for _, how in attempts(view)] == ["failed"]
 
 
+async def test_a_step_whose_retry_waits_long_comes_back_as_another_attempt(
+    bench: CoreBench, site: Site, crew: Crew
+) -> None:
+    await crew.ready(1)
+    command = python("import pathlib; raise SystemExit(pathlib.Path.cwd().name == '1')")
+    task_id = await bench.submit(template=site.template("later"), parameters={"command": command})
+
+    async def waits() -> bool:
+        rows = await bench.sql("SELECT 1 FROM task WHERE id = $1::uuid AND not_before > now()", task_id)
+        return bool(rows)
+
+    await wait_until(waits, timeout=60, description="the task waits for its retry")
+    assert (await bench.get(task_id)).status == "queued"
+    await bench.sql("UPDATE task SET not_before = now() WHERE id = $1::uuid", task_id)
+    view = await bench.status(task_id, "completed", timeout=60)
+    assert [how for _, how in attempts(view)] == ["failed", "completed"]
+
+
 def _workspaces(site: Site, task_id: str) -> list[str]:
     folder = site.home / "workspaces" / task_id
     return [path.name for path in folder.iterdir()] if folder.exists() else []

@@ -67,13 +67,13 @@ async def test_a_worker_that_wakes_up_with_its_family_stops_its_runs_at_once(
     await pool.reaches(await pool.submit("noop"), "Completed")
 
 
-async def test_a_worker_that_hears_nothing_from_prefect_stops_its_runs(bench: WorkerBench) -> None:
+async def test_a_worker_that_is_cut_off_stops_its_runs(bench: WorkerBench) -> None:
     async with proxy_to(bench.api_url) as (proxy, address):
         with bench.worker(prefect_api_url=address, worker_lease_seconds=LEASE):
             run, pids = await bench.submit_stubborn()
-            proxy.be_silent()
+            proxy.vanish()
             await wait_until(lambda: not alive(pids), timeout=4 * LEASE, description="its processes are gone")
             assert (await bench.read(run)).state_name == "Running"
-            proxy.speak()
+            await proxy.reappear()
             assert "had no contact with Prefect" in ((await bench.reaches(run, "Crashed")).message or "")
             await bench.reaches(await bench.submit("noop"), "Completed")

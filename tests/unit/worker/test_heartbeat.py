@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import cast
 from uuid import UUID, uuid4
 
@@ -16,8 +15,10 @@ from ai_task_orchestra.worker.heartbeat import Heartbeat, LeaseKeeper
 from ai_task_orchestra.worker.prefect_gateway import PrefectGateway
 from tests.support.waiting import wait_until
 
-REFUSED = httpx.ConnectError("refused")
-REFUSED.__cause__ = ConnectionRefusedError()
+
+def _status(code: int) -> httpx.HTTPStatusError:
+    request = httpx.Request("POST", "http://prefect.test")
+    return httpx.HTTPStatusError("", request=request, response=httpx.Response(code))
 
 
 class FakeRun:
@@ -33,18 +34,23 @@ class FakeRun:
 
 
 class FakePrefect:
-    """Answers heartbeats as the test says; None is silence."""
+    """Takes heartbeats, or does as the test says."""
 
     def __init__(self) -> None:
-        self.answer: Callable[[], None] | Exception | None = lambda: None
+        self.failure: Exception | None = None
+        self.is_silent = False
+        self.is_reachable = True
         self.beats = 0
 
     async def heartbeat(self, seconds: float) -> None:
         self.beats += 1
-        if self.answer is None:
+        if self.is_silent:
             await asyncio.Event().wait()
-        elif isinstance(self.answer, Exception):
-            raise self.answer
+        if self.failure:
+            raise self.failure
+
+    async def reach(self, seconds: float) -> bool:
+        return self.is_reachable
 
 
 class Scene:
@@ -59,6 +65,7 @@ class Scene:
             seconds=0.01,
             lease_seconds=lease_seconds,
             sync=lambda: self.prefect.heartbeat(0),
+            reach=self.prefect.reach,
         )
 
     async def beats(self, count: int) -> None:
@@ -78,19 +85,35 @@ async def test_each_heartbeat_renews_the_lease_and_the_children_hear_of_it() -> 
     assert scene.lease.renewed == scene.run.told[-1]
 
 
-async def test_a_prefect_that_is_down_does_not_end_the_lease() -> None:
+@pytest.mark.parametrize("failure", [httpx.ConnectError("refused"), _status(503), httpx.ReadTimeout("late")])
+async def test_a_prefect_that_is_down_does_not_end_the_lease(failure: Exception) -> None:
     scene = Scene()
     before = scene.lease.renewed
-    scene.prefect.answer = REFUSED
+    scene.prefect.failure = failure
     await scene.beats(3)
     assert scene.lease.renewed > before
 
 
-@pytest.mark.parametrize("answer", [None, httpx.ConnectTimeout("late")], ids=["none yet", "time-out"])
-async def test_silence_does_not_renew_the_lease(answer: Exception | None) -> None:
+async def test_a_prefect_that_hangs_does_not_end_the_lease() -> None:
+    scene = Scene(lease_seconds=0.4)
+    scene.prefect.is_silent = True
+    before = scene.lease.renewed
+    await scene.beats(20)  # the first of them has been given up by then
+    assert scene.lease.renewed > before
+
+
+async def test_a_prefect_that_cannot_be_reached_does_not_renew_the_lease() -> None:
     scene = Scene()
     before = scene.lease.renewed
-    scene.prefect.answer = answer
+    scene.prefect.failure, scene.prefect.is_reachable = httpx.ConnectTimeout("late"), False
+    await scene.beats(3)
+    assert scene.lease.renewed == before
+
+
+async def test_a_prefect_that_does_not_know_us_does_not_renew_the_lease() -> None:
+    scene = Scene()
+    before = scene.lease.renewed
+    scene.prefect.failure = _status(403)
     await scene.beats(3)
     assert scene.lease.renewed == before
 

@@ -6,7 +6,7 @@ import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED, temporary_settings
 
-from ai_task_orchestra.worker.patient_client import PatientClient, is_down, is_unreachable
+from ai_task_orchestra.worker.patient_client import PatientClient, is_unreachable
 
 
 @pytest.fixture(autouse=True)
@@ -64,36 +64,3 @@ async def test_a_refusal_is_not_tried_again() -> None:
         await asked(server, 60)
     assert not is_unreachable(failure.value)
     assert server.requests == 1
-
-
-def _caused_by(error: httpx.TransportError, cause: BaseException) -> httpx.TransportError:
-    error.__cause__ = cause
-    return error
-
-
-def _status(code: int) -> httpx.HTTPStatusError:
-    request = httpx.Request("POST", "http://prefect.test")
-    return httpx.HTTPStatusError("", request=request, response=httpx.Response(code))
-
-
-@pytest.mark.parametrize(
-    ("failure", "down"),
-    [
-        (_caused_by(httpx.ConnectError("refused"), ConnectionRefusedError()), True),
-        (
-            _caused_by(httpx.ConnectError("refused"), ExceptionGroup("both", [OSError(), ConnectionRefusedError()])),
-            True,
-        ),
-        (_caused_by(httpx.ReadError("reset"), ConnectionResetError()), True),
-        (httpx.RemoteProtocolError("closed without an answer"), True),
-        (_status(502), True),
-        (_caused_by(httpx.ConnectError("unknown name"), OSError("no such host")), False),
-        (httpx.ConnectTimeout("silence"), False),
-        (httpx.ReadTimeout("silence"), False),
-        (TimeoutError(), False),
-        (_status(404), False),
-    ],
-    ids=lambda value: repr(value)[:40],
-)
-def test_silence_does_not_mean_that_prefect_is_down(failure: BaseException, down: bool) -> None:
-    assert is_down(failure) == down
