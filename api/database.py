@@ -16,8 +16,11 @@ POOL_WAIT_SECONDS: Final = 10.0
 CONNECT_SECONDS: Final = 5.0
 #: No statement of ours is meant to take this long.
 STATEMENT_SECONDS: Final = 30.0
+#: A process that freezes, or is cut off, inside a transaction must not keep its rows locked.
+IDLE_IN_TRANSACTION_SECONDS: Final = 10
 #: How the SQLSTATEs of a PostgreSQL begin that is cut off, full, stopping or just starting.
-_AWAY: Final = ("08", "53", "57P")
+_AWAY: Final = ("08", "53", "57P", "25P03")
+_DISK_FULL: Final = "53100"
 
 
 def asyncpg_url(database_url: str) -> str:
@@ -45,7 +48,10 @@ def open_engine(database_url: str, *, pool_size: int = 4, max_overflow: int = 4)
         connect_args={
             "timeout": CONNECT_SECONDS,
             "command_timeout": STATEMENT_SECONDS,
-            "server_settings": {"application_name": "orchestra-api"},
+            "server_settings": {
+                "application_name": "orchestra-api",
+                "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_SECONDS}s",
+            },
         },
     )
 
@@ -58,3 +64,8 @@ def sessions_of(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
 def is_away(error: DBAPIError) -> bool:
     """Whether PostgreSQL can't serve now (worth trying again), rather than that it refuses the statement."""
     return error.connection_invalidated or (getattr(error.orig, "sqlstate", None) or "").startswith(_AWAY)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether PostgreSQL has no room left on its disk; `error` is SQLAlchemy's or asyncpg's own."""
+    return getattr(getattr(error, "orig", error), "sqlstate", None) == _DISK_FULL

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from ai_task_orchestra import errors as domain
-from api.database import is_away
+from api.database import is_away, is_full
 from api.responses import JsonAnswer
 
 MAX_NAME: Final = 200
@@ -45,7 +45,7 @@ STORAGE_ERRORS: Final[tuple[type[Exception], ...]] = (
     asyncpg.InterfaceError,
     asyncpg.exceptions.OperatorInterventionError,
     asyncpg.exceptions.InsufficientResourcesError,
-    ConnectionError,
+    OSError,
 )
 
 _SENTENCES: Final = {
@@ -154,8 +154,10 @@ async def _http_error(_: Request, error: HTTPException) -> JsonAnswer:
     return ApiError(error.status_code, code, detail, headers=error.headers).answer()
 
 
-async def _storage_error(_: Request, __: Exception) -> JsonAnswer:
+async def _storage_error(_: Request, error: Exception) -> JsonAnswer:
     headers = {"Retry-After": RETRY_AFTER_SECONDS}
+    if is_full(error):
+        return ApiError(503, "storage_full", "The database has no room left.", headers=headers).answer()
     return ApiError(503, "storage_unavailable", "The database does not answer; try again.", headers=headers).answer()
 
 

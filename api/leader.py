@@ -1,7 +1,9 @@
 """Several API processes may serve one database; one of them leads: it dispatches, mirrors and judges leases.
 
 The lead is an advisory lock on a connection of its own, so PostgreSQL gives it to another process the moment this one
-or its connection dies. Whatever two leaders may do at the same time for a moment is safe to do twice.
+or its connection dies. From a process that is frozen, or on a machine that is cut off, PostgreSQL takes it once the
+connection was silent for `SILENT_SECONDS`. Whatever two leaders may do at the same time for a moment is safe to do
+twice.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ RETRY_SECONDS: Final = 1.0
 #: The connection that holds the lock is tried this often.
 PULSE_SECONDS: Final = 1.0
 PULSE_TIMEOUT_SECONDS: Final = 5.0
+#: Longer than a pulse may take: who can't reach PostgreSQL stops working before another one begins.
+SILENT_SECONDS: Final = 10
 
 _LOST: Final = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
@@ -53,6 +57,7 @@ class Leader:
         """1. connect; 2. get the lock, or return; 3. listen; 4. work until the connection or the work breaks."""
         connection = await asyncpg.connect(self._database_url, timeout=CONNECT_SECONDS)
         try:
+            await connection.execute(f"SET idle_session_timeout = '{SILENT_SECONDS}s'")
             if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", LOCK):
                 return
             await connection.add_listener(CHANNEL, lambda *_: self._wake.dispatch())

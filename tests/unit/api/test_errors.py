@@ -54,6 +54,7 @@ async def test_an_unreachable_server_is_a_503_worth_trying_again(api: ApiUnderTe
         asyncpg.TooManyConnectionsError("no"),
         asyncpg.CannotConnectNowError("starting up"),
         ConnectionRefusedError("/secret/socket"),
+        TimeoutError("/secret/silence"),
     ],
 )
 async def test_a_database_that_does_not_answer_is_a_503_without_its_words(api: ApiUnderTest, error: Exception) -> None:
@@ -93,3 +94,11 @@ async def test_a_database_that_is_just_starting_is_a_503_too(api: ApiUnderTest) 
 async def test_a_statement_that_is_refused_is_no_503(api: ApiUnderTest) -> None:
     api.tasks.broken = sql.DBAPIError("SELECT 1/0", {}, Exception("division by zero"))
     assert problem(await api.client.get("/api/v1/tasks")) == (500, "internal_error")
+
+
+@pytest.mark.parametrize(
+    "error", [asyncpg.DiskFullError("no"), sql.DBAPIError("INSERT secret", {}, asyncpg.DiskFullError("no"))]
+)
+async def test_a_full_disk_is_told_as_such(api: ApiUnderTest, error: Exception) -> None:
+    api.tasks.broken = error
+    assert problem(await api.client.get("/api/v1/tasks")) == (503, "storage_full")
