@@ -19,7 +19,7 @@ from ai_task_orchestra.stack.environment import prefect_client_environment
 from api.adoption import Adoption
 from api.cancellation import Cancellation
 from api.chores import Chores
-from api.database import open_engine, sessions_of
+from api.database import dispose, open_engine, sessions_of
 from api.dispatcher import Dispatcher
 from api.gateway import PrefectGateway
 from api.hints import Hints
@@ -70,7 +70,7 @@ async def open_core(
         pools = []
         for size, overflow in ((REQUEST_CONNECTIONS, REQUEST_OVERFLOW), (WORK_CONNECTIONS, 0)):
             engine = open_engine(settings.database_url, pool_size=size, max_overflow=overflow)
-            stack.push_async_callback(engine.dispose)
+            stack.push_async_callback(dispose, engine)
             pools.append(sessions_of(engine))
         requests, work = pools
         # 2.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from functools import partial
 from typing import Final
@@ -69,3 +71,20 @@ def is_away(error: DBAPIError) -> bool:
 def is_full(error: BaseException) -> bool:
     """Whether PostgreSQL has no room left on its disk; `error` is SQLAlchemy's or asyncpg's own."""
     return getattr(getattr(error, "orig", error), "sqlstate", None) == _DISK_FULL
+
+
+def raise_if_cancelled() -> None:
+    """Raise the cancellation of this task that a library has swallowed: to be called where errors are ridden out.
+
+    While PostgreSQL is silent, a statement that is cancelled ends as a time-out.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+async def dispose(engine: AsyncEngine) -> None:
+    """Close the engine's connections; a server that says nothing is not waited for."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(CONNECT_SECONDS):
+            await engine.dispose()

@@ -29,6 +29,7 @@ from ai_task_orchestra.settings import Settings
 from api import live_store
 from api.cancellation import Cancellation
 from api.claims import Claim, claim
+from api.database import raise_if_cancelled
 from api.deployments import Deployments
 from api.dispatch_store import Candidate, DispatchStore, Order
 from api.gateway import PrefectGateway
@@ -90,6 +91,7 @@ class Dispatcher:
                 try:
                     await self._fill()
                 except (SQLAlchemyError, OSError) as exc:
+                    raise_if_cancelled()
                     logger.warning("dispatch_postponed", extra={"reason": type(exc).__name__})
                     await asyncio.sleep(PAUSE_SECONDS)
                 await self._wake.wait(POLL_SECONDS)

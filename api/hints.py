@@ -12,6 +12,7 @@ from uuid import UUID
 from sqlalchemy.exc import SQLAlchemyError
 
 from ai_task_orchestra.errors import DispatchError, UnreachableError
+from api.database import raise_if_cancelled
 from api.gateway import PAGE, PrefectGateway
 from api.mirror import Mirror
 from api.prefect_types import FlowRun, RunEvent
@@ -89,6 +90,7 @@ class Hints:
             news = {run_id: hint for run_id, hint in batch.items() if hint.state_id != known.get(run_id, NEVER)}
             runs = await self._mirror.reconcile(news.keys())
         except (UnreachableError, DispatchError, SQLAlchemyError, OSError) as exc:
+            raise_if_cancelled()
             logger.warning("hints_dropped", extra={"count": len(batch), "reason": type(exc).__name__})
             return  # the regular looks will find it
         for run_id, hint in news.items():

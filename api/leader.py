@@ -17,7 +17,7 @@ import asyncpg
 from sqlalchemy.exc import SQLAlchemyError
 
 from ai_task_orchestra.errors import DispatchError, UnreachableError
-from api.database import CONNECT_SECONDS, plain_url
+from api.database import CONNECT_SECONDS, plain_url, raise_if_cancelled
 from api.wake import CHANNEL, Wake
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class Leader:
                 await self._lead()
                 complained = False
             except _LOST as exc:
+                raise_if_cancelled()
                 if not complained:
                     logger.warning("leader_database_lost", extra={"reason": type(exc).__name__})
                 complained = True
@@ -98,6 +99,7 @@ async def regularly(name: str, seconds: float, look: Callable[[], Awaitable[None
         try:
             await look()
         except (UnreachableError, DispatchError, SQLAlchemyError, OSError) as exc:
+            raise_if_cancelled()
             if not failing:
                 reason = str(exc) if isinstance(exc, UnreachableError | DispatchError) else type(exc).__name__
                 logger.warning("look_failed", extra={"look": name, "reason": reason})

@@ -3,16 +3,20 @@
 1. the address is bound, so that a taken port is told before anything is opened;
 2. the application's lifespan is entered here, not by uvicorn: a start that fails raises our own error;
 3. uvicorn serves until SIGTERM or SIGINT, and lets requests under way finish;
-4. the lifespan closes, then the process ends with code 0.
+4. the lifespan closes, then the process ends with code 0. What can't be closed in time, because PostgreSQL or Prefect
+   says nothing, ends with it: an API may be killed at any point.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Final
 
@@ -23,13 +27,16 @@ from ai_task_orchestra.logs import configure_logging
 from ai_task_orchestra.settings import Settings, load_settings
 from api.main import create_app
 
+logger = logging.getLogger(__name__)
+
 GRACE_SECONDS: Final = 3
+CLOSE_SECONDS: Final = 8
 EXIT_CONFIGURATION: Final = 2
 EXIT_UNREACHABLE: Final = 3
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until a signal; returns when everything is closed.
+    """Serve until a signal; returns when everything is closed. The process ends soon after in any case.
 
     Raises:
         ConfigurationError: the address can't be used, or it may be reached from outside and there is no key.
@@ -48,7 +55,15 @@ async def serve(settings: Settings) -> None:
                 timeout_graceful_shutdown=GRACE_SECONDS,
             )
             await _Server(config).serve(sockets=[listener])  # 3.
+            last = threading.Timer(CLOSE_SECONDS, _end)
+            last.daemon = True
+            last.start()
     # 4.
+
+
+def _end() -> None:
+    logger.warning("not_everything_closed", extra={"seconds": CLOSE_SECONDS})
+    os._exit(0)
 
 
 class _Server(uvicorn.Server):
