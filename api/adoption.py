@@ -8,7 +8,7 @@ their deployment is updated, and none of that is anybody's task yet.
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -47,7 +47,7 @@ class Adoption:
 
     async def adopt(self, run: FlowRun, task_id: UUID, generation: int) -> bool:
         """Make a task of the run unless it is not ours to show; False if there is still none."""
-        if run.work_pool not in self._pools.names() or _is_for_later(run):
+        if run.work_pool not in self._pools.names() or _is_for_later(run, self._gateway.now()):
             return False
         template = await self._template_name(run)
         spec = self._library.templates.get(template)
@@ -89,6 +89,6 @@ class Adoption:
         return self._names[key]
 
 
-def _is_for_later(run: FlowRun) -> bool:
+def _is_for_later(run: FlowRun, now: datetime) -> bool:
     due = run.next_scheduled_start_time
-    return run.auto_scheduled and run.state.type == SCHEDULED and due is not None and due > datetime.now(UTC) + AHEAD
+    return run.auto_scheduled and run.state.type == SCHEDULED and due is not None and due > now + AHEAD

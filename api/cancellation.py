@@ -11,10 +11,10 @@
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID
 
+from sqlalchemy import func
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from ai_task_orchestra.errors import ConflictError, DispatchError, NotFoundError, UnreachableError
@@ -63,7 +63,7 @@ class Cancellation:
                 await live_store.finish(session, task, "cancelled")
                 self._wake.dispatch()
                 return
-            asked = task.cancel_requested_at or datetime.now(UTC)
+            asked = task.cancel_requested_at or func.now()
             await live_store.write(session, task, cancel_requested_at=asked)
         self._wake.dispatch()
         try:
@@ -109,5 +109,4 @@ def nobody_runs(task: LiveTask, run: FlowRun) -> bool:
 
 
 def _is_overdue(task: LiveTask) -> bool:
-    since = task.cancelling_since
-    return since is not None and datetime.now(UTC) - since > timedelta(seconds=FORCE_SECONDS)
+    return task.cancelling_seconds is not None and task.cancelling_seconds > FORCE_SECONDS

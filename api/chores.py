@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from datetime import UTC, datetime, timedelta
 from typing import Final, TypeVar
 from uuid import UUID
 
@@ -49,24 +48,24 @@ class Chores:
         """
         await _each(await self._store.cancelling(), self._cancellation.pursue)
         await _each(await self._store.moving(), self._priorities.perform)
-        await _each(await self._store.disposals(), lambda disposal: self._dispose(*disposal))
+        disposals = await self._store.disposals(overdue_seconds=FORCE_SECONDS)
+        await _each(disposals, lambda disposal: self._dispose(*disposal))
 
-    async def _dispose(self, run_id: UUID, action: str, since: datetime) -> None:
+    async def _dispose(self, run_id: UUID, action: str, overdue: bool) -> None:
         gone = True
         if action == live_store.DELETE:
             await self._gateway.delete_run(run_id)
         else:
-            gone = await self._cancel(run_id, since)
+            gone = await self._cancel(run_id, overdue)
         if gone:
             async with self._sessions.begin() as session:
                 await live_store.disposed(session, run_id)
 
-    async def _cancel(self, run_id: UUID, since: datetime) -> bool:
+    async def _cancel(self, run_id: UUID, overdue: bool) -> bool:
         """True when the run is over."""
         run = (await self._gateway.runs([run_id])).get(run_id)
         if run is None or run.state.type in FINAL_STATES:
             return True
-        overdue = datetime.now(UTC) - since > timedelta(seconds=FORCE_SECONDS)
         wanted = CANCELLED if overdue else CANCELLING
         if run.state.type == wanted or (run.state.is_being_held and not overdue):
             return False

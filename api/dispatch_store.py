@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Table, select, text, update
+from sqlalchemy import Table, case, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from api.models import DisposalRecord, Phase, TaskRecord
@@ -72,7 +72,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Order:
-    """A row marked as being created, with what its flow run is made from."""
+    """A row marked as being created, with what its flow run is made from.
+
+    `due`: when an adopted run is to start, as Prefect had it. Everybody else's time has come when they are dispatched.
+    """
 
     id: UUID
     tenant: str
@@ -82,7 +85,7 @@ class Order:
     priority: int
     unresolved: int
     is_over: bool
-    not_before: datetime | None
+    due: datetime | None
 
 
 class DispatchStore:
@@ -125,7 +128,7 @@ class DispatchStore:
                 TASK.c.priority,
                 TASK.c.unresolved,
                 (TASK.c.cancel_requested_at.is_not(None) | TASK.c.status.not_in(("queued", "running"))).label("over"),
-                TASK.c.not_before,
+                case((TASK.c.adopted, TASK.c.not_before)).label("due"),
             )
         )
         async with self._sessions.begin() as session:
@@ -168,9 +171,10 @@ class DispatchStore:
             statement = select(TASK.c.id).where(TASK.c.move_to.is_not(None)).order_by(TASK.c.seq).limit(CHORES)
             return list(await session.scalars(statement))
 
-    async def disposals(self) -> list[tuple[UUID, str, datetime]]:
-        """(flow run, action, since when) of runs that have to go."""
+    async def disposals(self, *, overdue_seconds: float) -> list[tuple[UUID, str, bool]]:
+        """(flow run, action, whether it is overdue) of runs that have to go."""
+        overdue = DISPOSAL.c.created_at < func.now() - timedelta(seconds=overdue_seconds)
         async with self._sessions() as session:
-            statement = select(DISPOSAL.c.flow_run_id, DISPOSAL.c.action, DISPOSAL.c.created_at)
+            statement = select(DISPOSAL.c.flow_run_id, DISPOSAL.c.action, overdue.label("overdue"))
             rows = await session.execute(statement.order_by(DISPOSAL.c.created_at).limit(CHORES))
-            return [(row.flow_run_id, row.action, row.created_at) for row in rows]
+            return [(row.flow_run_id, row.action, row.overdue) for row in rows]

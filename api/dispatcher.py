@@ -176,7 +176,7 @@ class Dispatcher:
         return True
 
     def _new_run(self, order: Order) -> NewRun:
-        state_type, state_name, message, when = SCHEDULED, protocol.STATE_QUEUED, None, order.not_before
+        state_type, state_name, message, when = SCHEDULED, protocol.STATE_QUEUED, None, order.due
         if order.is_over:
             state_type, state_name, message, when = CANCELLED, "Cancelled", "Cancelled before it was created.", None
         elif order.unresolved:

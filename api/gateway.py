@@ -20,6 +20,10 @@ class PrefectGateway(Protocol):
     Every method may raise UnreachableError (no answer; the call may be repeated as it is) or DispatchError (refused).
     """
 
+    def now(self) -> datetime:
+        """The time by Prefect's clock, to be compared with what Prefect says of times. Does not ask; never raises."""
+        ...
+
     async def deployment(self, name: str) -> Deployment | None:
         """The deployment `name` of the flow `name`."""
         ...

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Table, Update, delete, func, select, update
+from sqlalchemy import ColumnElement, Float, Table, Update, cast, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -54,7 +54,8 @@ class LiveTask:
     started_at: datetime | None
     move_to: int | None
     cancel_requested_at: datetime | None
-    cancelling_since: datetime | None
+    #: How long its attempt has been seen not to stop by itself.
+    cancelling_seconds: float | None
     failures: int
     losses: int
     hand_backs: int
@@ -81,7 +82,13 @@ class LiveTask:
         )
 
 
-_COLUMNS: Final = tuple(TASK.c[name] for name in LiveTask.__dataclass_fields__)
+# Times of our own are the database's, whichever machine the API runs on.
+_CANCELLING_SECONDS: Final = cast(func.extract("epoch", func.now() - TASK.c.cancelling_since), Float)
+_COLUMNS: Final[tuple[ColumnElement[Any], ...]] = tuple(
+    _CANCELLING_SECONDS if name == "cancelling_seconds" else TASK.c[name] for name in LiveTask.__dataclass_fields__
+)
+#: What to write to `cancelling_since` whenever the attempt is seen not to have stopped.
+FIRST_SEEN_CANCELLING: Final = func.coalesce(TASK.c.cancelling_since, func.now())
 
 
 async def read(session: AsyncSession, task_id: UUID) -> LiveTask | None:
@@ -103,14 +110,19 @@ async def write(session: AsyncSession, task: LiveTask, **columns: Any) -> None:
 
 
 async def begin_again(
-    session: AsyncSession, task: LiveTask, *, not_before: datetime | None = None, **columns: Any
+    session: AsyncSession,
+    task: LiveTask,
+    *,
+    not_before: datetime | None = None,
+    delay: timedelta = timedelta(0),
+    **columns: Any,
 ) -> None:
-    """Give the task a new generation: the dispatcher will create its flow run."""
+    """Give the task a new generation: the dispatcher will create its flow run, after `delay` or at `not_before`."""
     fresh: dict[str, Any] = {
         "status": "queued",
         "generation": task.generation + 1,
         "phase": Phase.WAITING,
-        "not_before": not_before,
+        "not_before": func.now() + delay if delay else not_before,
         "flow_run_id": None,
         "state_id": None,
         "state_at": None,

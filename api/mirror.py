@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
-from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -31,9 +30,9 @@ from api.transitions import (
     contradicts,
     decide,
     error_of,
+    jittered,
     outcome,
     phase_of,
-    retry_at,
 )
 from api.wake import Wake
 
@@ -192,12 +191,11 @@ class Mirror:
             await live_store.finish(session, task, decision.status, at=run.state.timestamp, **columns)
         elif isinstance(decision, Again):
             again = decision.counted(task.standing) | {"started_at": columns["started_at"]}
-            not_before = retry_at(datetime.now(UTC), decision.delay)
-            await live_store.begin_again(session, task, not_before=not_before, **again)
+            await live_store.begin_again(session, task, delay=jittered(decision.delay), **again)
         else:
             columns |= {"status": decision.status, "phase": phase_of(run.id, run.state, task.phase)}
             if run.state.type == CANCELLING:
-                columns["cancelling_since"] = task.cancelling_since or datetime.now(UTC)
+                columns["cancelling_since"] = live_store.FIRST_SEEN_CANCELLING
             await live_store.write(session, task, **columns)
 
     async def _contradict(self, session: AsyncSession, task: LiveTask, run: FlowRun, generation: int) -> None:

@@ -5,8 +5,9 @@ Cheap looks are taken often (what is active, what has just ended), the whole bac
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
@@ -18,49 +19,48 @@ from api.mirror import Mirror
 from api.pools import Pools
 from api.prefect_types import ACTIVE_STATES, WAITING_STATES, FlowRun, RunFilter
 
-#: Looks overlap by this much: Prefect's times are its own, and are set before they can be read.
+#: Looks overlap by this much: Prefect's times are set before they can be read, and its clock is known about.
 OVERLAP: Final = timedelta(seconds=5)
 #: At the start, runs that ended or were made while no API was there are looked for this far back.
-FIRST_LOOK_BACK: Final = timedelta(minutes=15)
+FIRST_LOOK_BACK_SECONDS: Final = 900.0
 
 
 class Polling:
-    """The regular looks. Times are by our clock; `OVERLAP` and the full look make up for a clock that differs."""
+    """The regular looks. How long ago the last one was is by our clock, since when to look by Prefect's."""
 
     def __init__(
         self, sessions: async_sessionmaker[AsyncSession], gateway: PrefectGateway, mirror: Mirror, pools: Pools
     ) -> None:
         self._sessions, self._gateway, self._mirror, self._pools = sessions, gateway, mirror, pools
-        self._ended_until = datetime.now(UTC) - FIRST_LOOK_BACK
-        self._made_until = datetime.now(UTC) - FIRST_LOOK_BACK
+        self._looked_for_ended = self._looked_for_made = time.monotonic() - FIRST_LOOK_BACK_SECONDS
 
     async def active(self) -> None:
         """What is claimed or running, what has ended since the last look, and what should be running and is not."""
-        now = datetime.now(UTC)
+        began = time.monotonic()
         pools = self._pools.names()
         seen: set[UUID] = set()
         for which in (
             RunFilter(work_pools=pools, state_types=ACTIVE_STATES),
-            RunFilter(work_pools=pools, ended_after=self._ended_until - OVERLAP),
+            RunFilter(work_pools=pools, ended_after=self._since(self._looked_for_ended)),
         ):
             async for page in self._pages(which):
                 seen |= {run.id for run in page}
                 await self._mirror.take_in(page)
-        self._ended_until = now
+        self._looked_for_ended = began
         async for runs in self._tasks_runs(running_only=True):
             await self._mirror.reconcile([run_id for run_id in runs if run_id not in seen])
 
     async def unknown(self) -> None:
         """Runs that were made in Prefect since the last look."""
-        now = datetime.now(UTC)
+        began = time.monotonic()
         which = RunFilter(
             work_pools=self._pools.names(),
             state_types=tuple(sorted(WAITING_STATES)),
-            expected_after=self._made_until - OVERLAP,
+            expected_after=self._since(self._looked_for_made),
         )
         async for page in self._pages(which):
             await self._mirror.take_in(page)
-        self._made_until = now
+        self._looked_for_made = began
 
     async def full(self) -> None:
         """Every unfinished task, and every waiting run."""
@@ -69,6 +69,10 @@ class Polling:
         which = RunFilter(work_pools=self._pools.names(), state_types=tuple(sorted(WAITING_STATES)))
         async for page in self._pages(which):
             await self._mirror.take_in(page)
+
+    def _since(self, looked: float) -> datetime:
+        """When we looked last, by Prefect's clock, and a little before."""
+        return self._gateway.now() - timedelta(seconds=time.monotonic() - looked) - OVERLAP
 
     async def _pages(self, which: RunFilter) -> AsyncIterator[list[FlowRun]]:
         offset = 0

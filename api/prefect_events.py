@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -52,11 +51,10 @@ async def _greet(socket: ClientConnection, auth_string: str | None) -> None:
     await socket.send(json.dumps({"type": "auth", "token": auth_string}))
     if json.loads(await socket.recv()).get("type") != "auth_success":
         raise PrefectUnreachableError("Prefect's event stream does not accept our credentials", sent=False)
-    now = datetime.now(UTC)
     wanted = {
         "event": {"prefix": [PREFIX], "exclude_name": [f"{PREFIX}heartbeat"]},
-        # The stream's filter keeps its end for as long as the connection lives.
-        "occurred": {"since": now.isoformat(), "until": (now + timedelta(days=3650)).isoformat()},
+        # The filter's times are Prefect's and we have none of our own to add: all events, which means all new ones.
+        "occurred": {"since": "2000-01-01T00:00:00Z", "until": "2100-01-01T00:00:00Z"},
     }
     await socket.send(json.dumps({"type": "filter", "filter": wanted, "backfill": False}))
 

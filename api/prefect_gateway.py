@@ -40,6 +40,9 @@ class HttpPrefectGateway:
     async def aclose(self) -> None:
         await self._http.aclose()
 
+    def now(self) -> datetime:
+        return self._http.clock.now()
+
     async def deployment(self, name: str) -> Deployment | None:
         part = quote(name, safe="")
         return _deployment(await self._unless_missing("GET", f"/deployments/name/{part}/{part}"))

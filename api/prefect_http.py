@@ -15,6 +15,7 @@ from typing import Any, Final
 import httpx
 
 from ai_task_orchestra.errors import DispatchError, UnreachableError
+from ai_task_orchestra.server_clock import ServerClock
 
 CONNECT_SECONDS: Final = 3.0
 #: Prefect gives a statement of its own 10 s; what takes longer will not be answered any more.
@@ -51,6 +52,7 @@ class PrefectHttp:
 
     def __init__(self, url: str, auth_string: str | None) -> None:
         self.url, self.auth_string = url.rstrip("/"), auth_string
+        self.clock = ServerClock()
         user, _, password = (auth_string or "").partition(":")
         self._client = httpx.AsyncClient(
             base_url=self.url,
@@ -97,6 +99,7 @@ class PrefectHttp:
             except httpx.HTTPError as exc:
                 raise PrefectUnreachableError(f"Prefect did not answer in {READ_SECONDS:g} s", sent=True) from exc
             else:
+                self.clock.hear(response.headers.get("date"))
                 if last or response.status_code not in _BUSY:
                     return _read(response)
             await asyncio.sleep(FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1.0))  # noqa: S311

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from random import SystemRandom
 from typing import Any, Final, Literal
 from uuid import UUID, uuid5
@@ -219,6 +219,6 @@ def error_of(state: RunState, error_type: str, report: Mapping[str, Any] | None)
     return {"type": error_type, "message": reason}
 
 
-def retry_at(now: datetime, delay: timedelta) -> datetime | None:
-    """When the next attempt may begin, a little later by chance; None = at once."""
-    return now + delay * (1 + RETRY_JITTER * _RANDOM.random()) if delay > timedelta(0) else None
+def jittered(delay: timedelta) -> timedelta:
+    """A retry's delay, made a little longer by chance."""
+    return delay * (1 + RETRY_JITTER * _RANDOM.random())

@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
@@ -26,6 +25,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Crashed, Failed, Pending, Scheduled
 
 from ai_task_orchestra import protocol
+from ai_task_orchestra.server_clock import SLACK, ServerClock
 from ai_task_orchestra.worker.patient_client import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, is_unreachable
 
 _log = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ class PrefectGateway:
         self._worker = worker
         self._entrypoints: dict[UUID, tuple[float, str | None]] = {}
         self._away_since: float | None = None
+        self._clock = ServerClock()
 
     async def candidates(self, limit: int) -> list[Candidate]:
         """At most `limit` runs that are due, the most urgent queue first, then the oldest.
@@ -76,7 +77,7 @@ class PrefectGateway:
             httpx.HTTPError: Prefect is unreachable.
         """
         body: dict[str, Any] = {
-            "scheduled_before": datetime.now(UTC).isoformat(),
+            "scheduled_before": (self._clock.now() + SLACK).isoformat(),
             "limit": min(limit, _MOST_CANDIDATES),
         }
         if self._queues:
@@ -90,6 +91,7 @@ class PrefectGateway:
             if getattr(getattr(exc, "response", None), "status_code", None) == 404:
                 return []  # the pool is made at the next synchronisation
             raise
+        self._clock.hear(response.headers.get("date"))
         return [Candidate.of(item["flow_run"]) for item in response.json()]
 
     async def claim(self, run: Candidate) -> bool:
@@ -170,7 +172,9 @@ class PrefectGateway:
 
     async def put_back(self, run_id: UUID) -> None:
         """Give a claim back: the run waits again, for any worker. One that has begun all the same is handed back."""
-        await self._settle(run_id, Scheduled(name=protocol.STATE_QUEUED), if_running=self._handed_back())
+        state: State[Any] = Scheduled(name=protocol.STATE_QUEUED)
+        state.state_details.scheduled_time = None  # now, by Prefect's clock
+        await self._settle(run_id, state, if_running=self._handed_back())
 
     async def hand_back(self, run_id: UUID) -> None:
         """Mark the run as begun and not ended, since this worker stops: nothing is wrong with it."""

@@ -102,6 +102,9 @@ class PrefectDouble:
 
     # The gateway.
 
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
     async def deployment(self, name: str) -> Deployment | None:
         async with self._call("deployment"):
             return self.deployments.get(name)
