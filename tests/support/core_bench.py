@@ -22,7 +22,7 @@ TENANT = "default"
 
 TEMPLATE = """
 name: {name}
-description: Waits.
+description: {description}
 parameters:
   - name: x
     type: object
@@ -100,9 +100,9 @@ class CoreBench:
             await connection.close()
 
 
-def write_template(folder: Path, name: str, **options: Any) -> None:
+def write_template(folder: Path, name: str, *, description: str = "Waits.", **options: Any) -> None:
     more = "\n".join(f"{key}: {value}" for key, value in options.items())
-    (folder / f"{name}.yaml").write_text(TEMPLATE.format(name=name, more=more))
+    (folder / f"{name}.yaml").write_text(TEMPLATE.format(name=name, description=description, more=more))
 
 
 def core_settings(folder: Path, database_url: str, prefect_url: str, pool: str, **overrides: Any) -> Settings:

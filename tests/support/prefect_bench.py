@@ -35,14 +35,14 @@ class PrefectBench:
         bench.deployment_id = await bench.deploy(template)
         return bench
 
-    async def deploy(self, template: str, pool: str | None = None) -> str:
+    async def deploy(self, template: str, pool: str | None = None, entrypoint: str = "nowhere.flow") -> str:
         flow = await self.post("/flows/", {"name": template})
         deployment = {
             "name": template,
             "flow_id": flow["id"],
             "work_pool_name": pool or self.pool,
             "work_queue_name": "priority-5",
-            "entrypoint": "nowhere.flow",
+            "entrypoint": entrypoint,
             "enforce_parameter_schema": False,
         }
         return str((await self.post("/deployments/", deployment))["id"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from urllib.parse import urlsplit, urlunsplit
 
 
@@ -81,10 +81,8 @@ class TcpProxy:
         try:
             await self._speaks.wait()
             server_reader, server_writer = await asyncio.open_connection(*self._target)
-            copies = [
-                asyncio.create_task(self._copy(reader, server_writer)),
-                asyncio.create_task(self._copy(server_reader, writer)),
-            ]
+            pipes = self._pipes(reader, server_writer, server_reader, writer)
+            copies = [asyncio.create_task(pipe) for pipe in pipes]
             try:
                 await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -96,6 +94,16 @@ class TcpProxy:
             for end in (writer, server_writer):
                 if end:
                     end.transport.abort()
+
+    def _pipes(
+        self,
+        reader: asyncio.StreamReader,
+        server_writer: asyncio.StreamWriter,
+        server_reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> tuple[Coroutine[None, None, None], Coroutine[None, None, None]]:
+        """What carries a new connection's two directions."""
+        return self._copy(reader, server_writer), self._copy(server_reader, writer)
 
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):

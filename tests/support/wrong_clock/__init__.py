@@ -1,0 +1,1 @@
+"""A Python process on a machine whose clock is wrong."""
