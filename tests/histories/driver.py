@@ -25,10 +25,10 @@ from tests.histories.stack import HistoryStack
 
 FINAL: Final = ("completed", "failed", "cancelled")
 #: How long an operation whose outcome is unknown is repeated.
-PATIENCE_SECONDS: Final = 60.0
+PATIENCE_SECONDS: Final = 120.0
 PAUSE_SECONDS: Final = 0.3
 #: How long after the last operation the tasks may take to end.
-QUIET_SECONDS: Final = 90.0
+QUIET_SECONDS: Final = 240.0
 #: Fields of a task that answers are compared by.
 _KEPT: Final = ("status", "priority", "created_at", "started_at", "completed_at", "result", "error")
 #: As many of the newest tasks are listed: more than a history has.

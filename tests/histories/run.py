@@ -19,7 +19,7 @@ from tests.histories.plan import Plan, make_plan
 from tests.histories.stack import HistoryStack
 
 #: How long after the tasks have ended our rows and Prefect may take to agree.
-AGREE_SECONDS: Final = 30.0
+AGREE_SECONDS: Final = 60.0
 _PAUSE_SECONDS: Final = 0.5
 
 
