@@ -75,8 +75,8 @@ class Heartbeat:
         `reach`: whether Prefect's machine answers within so many seconds.
         """
         self._gateway, self._keeper, self._sync, self._reach = gateway, keeper, sync, reach
-        self._patience_seconds = lease_seconds / _BEATS_PER_LEASE
-        self._seconds = min(seconds, self._patience_seconds)
+        self._seconds = min(seconds, lease_seconds / _BEATS_PER_LEASE)
+        self._patience_seconds = lease_seconds / 2
         self._beats = 0
 
     async def run(self) -> None:

@@ -215,7 +215,7 @@ async def holder(bench: CoreBench, task_id: str) -> str:
         found: str | None = row["worker"]
         return found
 
-    return await wait_until(known, timeout=60, description=f"task {task_id} is with a worker")
+    return await wait_until(known, timeout=100, description=f"task {task_id} is with a worker")
 
 
 def attempts(view: TaskView) -> list[tuple[str | None, str | None]]:

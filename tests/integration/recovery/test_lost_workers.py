@@ -55,7 +55,7 @@ class Work:
     async def pids(self, attempt: int) -> list[int]:
         """The processes of an attempt, once they are there: the program and a stubborn one in its own session."""
         file = self.folder / f"pids-{attempt}"
-        await wait_until(file.exists, timeout=60, description=f"attempt {attempt} runs")
+        await wait_until(file.exists, timeout=100, description=f"attempt {attempt} runs")
         return [int(pid) for pid in file.read_text().split()]
 
     def go_on(self) -> None:
@@ -81,7 +81,7 @@ async def test_a_killed_workers_run_is_taken_back_and_runs_once_more(bench: Core
     await wait_until(lambda: not alive(pids) and not workers[lost].left(), description="nothing of the worker lives on")
     await work.pids(2)
     work.go_on()
-    view = await bench.status(task_id, "completed", timeout=60)
+    view = await bench.status(task_id, "completed", timeout=100)
     [(first, how), (second, end)] = attempts(view)
     assert (first, how, end) == (lost, "crashed", "completed")
     assert second != lost
@@ -106,7 +106,7 @@ async def test_a_run_that_its_killed_worker_had_only_claimed_runs_once(
 
     await work.pids(2)
     work.go_on()
-    view = await bench.status(task_id, "completed", timeout=60)
+    view = await bench.status(task_id, "completed", timeout=100)
     assert [how for _, how in attempts(view)] == ["crashed", "completed"]
     assert view.attempts[0].started is None
     assert not (work.folder / "pids-1").exists()
@@ -124,7 +124,7 @@ async def test_what_a_worker_that_was_frozen_still_does_is_not_published(
     try:
         await work.pids(2)  # the lease is over
         work.go_on()
-        done = await bench.status(task_id, "completed", timeout=60)
+        done = await bench.status(task_id, "completed", timeout=100)
         assert alive(pids) == pids
     finally:
         workers[frozen].wake()
@@ -149,7 +149,7 @@ async def test_a_stopped_worker_hands_its_run_back_which_is_no_loss(bench: CoreB
     assert not alive(pids)
     await work.pids(2)
     work.go_on()
-    view = await bench.status(task_id, "completed", timeout=60)
+    view = await bench.status(task_id, "completed", timeout=100)
     assert [how for _, how in attempts(view)] == ["handed_back", "completed"]
     [row] = await bench.sql("SELECT losses, hand_backs FROM task WHERE id = $1::uuid", task_id)
     assert (row["losses"], row["hand_backs"]) == (0, 1)
@@ -163,11 +163,11 @@ async def test_a_step_that_kills_its_parent_each_time_is_poison_and_others_go_on
     other = await work.submit()
     work.go_on()
 
-    view = await bench.status(poison, "failed", timeout=60)
+    view = await bench.status(poison, "failed", timeout=100)
     assert view.error is not None and view.error["type"] == "poison"
     assert "killed by signal 9" in view.error["message"]
     assert [how for _, how in attempts(view)] == ["crashed"] * 3
-    await bench.status(other, "completed", timeout=60)
+    await bench.status(other, "completed", timeout=100)
 
 
 async def test_a_script_that_is_killed_is_a_failed_step_and_no_lost_attempt(
@@ -177,7 +177,7 @@ async def test_a_script_that_is_killed_is_a_failed_step_and_no_lost_attempt(
     for number, name in ((signal.SIGKILL, "SIGKILL"), (signal.SIGSEGV, "SIGSEGV")):
         command = python(f"import os; os.kill(os.getpid(), {int(number)})")
         task_id = await bench.submit(template=site.template("program"), parameters={"command": command})
-        view = await bench.status(task_id, "failed", timeout=60)
+        view = await bench.status(task_id, "failed", timeout=100)
         assert view.error is not None
         assert (view.error["type"], view.error["step"]) == ("script_failed", "work")
         assert f"was ended by signal {name}" in view.error["message"]
@@ -195,10 +195,10 @@ async def test_a_step_whose_retry_waits_long_comes_back_as_another_attempt(
         rows = await bench.sql("SELECT 1 FROM task WHERE id = $1::uuid AND not_before > now()", task_id)
         return bool(rows)
 
-    await wait_until(waits, timeout=60, description="the task waits for its retry")
+    await wait_until(waits, timeout=100, description="the task waits for its retry")
     assert (await bench.get(task_id)).status == "queued"
     await bench.sql("UPDATE task SET not_before = now() WHERE id = $1::uuid", task_id)
-    view = await bench.status(task_id, "completed", timeout=60)
+    view = await bench.status(task_id, "completed", timeout=100)
     assert [how for _, how in attempts(view)] == ["failed", "completed"]
 
 

@@ -26,7 +26,7 @@ print("done", end="")
                 task_id = await bench.submit(
                     template=site.template("program"), parameters={"command": python(code), "path": "patient.txt"}
                 )
-                await bench.status(task_id, "running", timeout=60)
+                await bench.status(task_id, "running", timeout=100)
                 await proxy.cut()
                 await past(1.3 * LEASE_SECONDS)
                 proxy.be_silent()
@@ -36,7 +36,7 @@ print("done", end="")
                 await wait_until(ended.exists, description="the work has ended meanwhile")
                 assert (await bench.get(task_id)).status == "running"
                 proxy.speak()
-                view = await bench.status(task_id, "completed", timeout=60)
+                view = await bench.status(task_id, "completed", timeout=100)
                 assert attempts(view) == [("patient", "completed")]
                 assert view.result == {"output": "done"}
                 assert (site.outputs / "patient.txt").read_text() == "done"

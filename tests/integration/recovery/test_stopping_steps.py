@@ -72,7 +72,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
     model = Model(f"http://127.0.0.1:{(port := servers.free_port())}")
     argv = [sys.executable, "-m", "ai_task_orchestra.testing.scripted_ollama", "--port", str(port)]
     with servers.process([*argv, "--script", str(folder / "script.json")], log=folder / "log"):
-        wait_until_sync(model.is_up, timeout=60, description="the model server answers")
+        wait_until_sync(model.is_up, timeout=100, description="the model server answers")
         yield model
 
 
@@ -120,8 +120,8 @@ async def test_a_cancelled_step_stops_with_everything_it_has_begun(
 ) -> None:
     task_id = await bench.submit(template=site.template(kind), parameters=going.parameters)
     run_id = await bench.run_of(task_id)
-    await bench.status(task_id, "running", timeout=60)
-    await wait_until(going.has_begun, timeout=60, description="the step has begun")
+    await bench.status(task_id, "running", timeout=100)
+    await wait_until(going.has_begun, timeout=100, description="the step has begun")
     process = await child_of(bench, run_id)
 
     await bench.cancel(task_id)
@@ -139,10 +139,10 @@ async def test_a_step_that_takes_too_long_stops_with_everything_it_has_begun(
     limit = 10 if kind == "program" else 3  # five processes have to start before it is over
     parameters = going.parameters | {"limit": limit}
     task_id = await bench.submit(template=site.template(kind), parameters=parameters)
-    await bench.status(task_id, "running", timeout=60)
-    await wait_until(going.has_begun, timeout=60, description="the step has begun")
+    await bench.status(task_id, "running", timeout=100)
+    await wait_until(going.has_begun, timeout=100, description="the step has begun")
 
-    error = (await bench.status(task_id, "failed", timeout=60)).error
+    error = (await bench.status(task_id, "failed", timeout=100)).error
 
     assert error == {"type": "timeout", "message": f"it took longer than {limit} s", "step": "work"}
     assert going.has_stopped()
