@@ -15,6 +15,8 @@ from pathlib import Path
 import psutil
 from prefect import flow, get_run_logger, task
 
+from ai_task_orchestra.lease import OWN_LEASE
+
 # A process in a session of its own that survives SIGTERM, and writes its pid to the file named.
 _STUBBORN = """
 import os, pathlib, signal, sys, time
@@ -67,6 +69,12 @@ async def open_files() -> None:
     links = [path.readlink().name for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]  # noqa: ASYNC240
     local = psutil.Process().net_connections(kind="unix")
     get_run_logger().info("open: %d local, %d pipes", len(local), sum(link.startswith("pipe") for link in links))
+
+
+@flow(persist_result=False)
+async def look_at_lease() -> None:
+    lease = OWN_LEASE.get()
+    get_run_logger().info("lease held: %s", lease is not None and lease.held)
 
 
 @flow(persist_result=False)

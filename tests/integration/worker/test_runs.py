@@ -71,6 +71,10 @@ async def test_children_hold_nothing_of_the_worker_or_of_each_other(served: Work
     assert "open: 3 local, 0 pipes" in lines
 
 
+async def test_a_run_knows_the_lease_of_its_worker(served: WorkerBench) -> None:
+    await served.logged(await served.submit("look_at_lease"), "lease held: True")
+
+
 async def test_somebody_elses_flow_is_loaded_as_its_deployment_says(served: WorkerBench, tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     shutil.copy(Path(other_flow.__file__), tmp_path / "theirs" / "flow_file.py")
