@@ -36,26 +36,35 @@ async def killed_at(bench: FaultBench, api: ApiProcess, points: list[Fault], req
 
 
 async def test_a_kill_while_accepting_or_creating_loses_no_task_and_makes_none_twice(bench: FaultBench) -> None:
-    marks = {point: new_mark() for point in ("before_commit", "after_commit", "before_create", "after_create")}
+    marks = {point: new_mark() for point in ("unsent", "unheard", "uncommitted", "committed", "uncreated", "created")}
+    says = {point: mark.encode() for point, mark in marks.items()}
     points = [
-        bench.database.hold(marks["before_commit"].encode(), b"COMMIT"),
-        bench.database.hold_reply(marks["after_commit"].encode(), b"COMMIT"),
-        bench.way.hold(b"create_flow_run", marks["before_create"].encode()),
-        bench.way.hold_reply(b"create_flow_run", marks["after_create"].encode()),
+        bench.database.hold(says["unsent"]),
+        bench.database.hold_reply(says["unheard"]),
+        bench.database.hold(says["uncommitted"], b"COMMIT"),
+        bench.database.hold_reply(says["committed"], b"COMMIT"),
+        bench.way.hold(b"create_flow_run", says["uncreated"]),
+        bench.way.hold_reply(b"create_flow_run", says["created"]),
     ]
     async with bench.api() as api:
-        answers = await killed_at(bench, api, points, [api.post(mark, key=mark) for mark in marks.values()])
+        first = await api.accepted()
+        # What waits for others is written in a transaction of several statements.
+        waits = {point: [first] for point in ("uncommitted", "committed")}
+        posts = [api.post(mark, key=mark, depends_on=waits.get(point, [])) for point, mark in marks.items()]
+        answers = await killed_at(bench, api, points, posts)
     told = [answer.status_code if isinstance(answer, httpx.Response) else None for answer in answers]
-    assert told == [None, None, 201, 201]
+    assert told == [None, None, None, None, 201, 201]
 
-    async def rolled_back() -> bool:
-        return await bench.task_of_mark(marks["before_commit"]) is None
+    async def settled() -> set[str]:
+        there = {point for point, mark in marks.items() if await bench.task_of_mark(mark)}
+        return there if not there & {"unsent", "uncommitted"} else set()
 
-    await wait_until(rolled_back, description="what was not committed is gone")
+    there = await wait_until(settled, description="what was not committed is gone")
+    assert there >= {"committed", "uncreated", "created"}
     async with bench.api() as api, bench.hand() as hand:
         for point, mark in marks.items():
-            again = [await api.post(mark, key=mark) for _ in range(3)]
-            assert [answer.status_code for answer in again] == [201 if point == "before_commit" else 200, 200, 200]
+            again = [await api.post(mark, key=mark, depends_on=waits.get(point, [])) for _ in range(3)]
+            assert [answer.status_code for answer in again] == [200 if point in there else 201, 200, 200]
             task_id = await bench.task_of_mark(mark)
             assert {answer.json()["id"] for answer in again} == {task_id}
             assert (await api.reaches(str(task_id), *FINAL))["status"] == "completed"
@@ -124,7 +133,7 @@ async def test_kills_at_random_moments(bench: FaultBench) -> None:
             print(f"seed {seed}")
             dice = random.Random(seed)  # noqa: S311
             async with bench.api() as api:
-                batch = [new_mark() for _ in range(10)]
+                batch = [new_mark() for _ in range(6)]
                 work = [asyncio.create_task(_a_life(bench, api, dice, mark, cancelled)) for mark in batch]
                 await asyncio.sleep(dice.uniform(0.1, 0.7))
                 api.kill()

@@ -34,7 +34,7 @@ async def test_sigterm_lets_a_post_finish_and_refuses_new_connections(bench: Fau
     mark = new_mark()
     slow = bench.database.hold(mark.encode(), b"COMMIT")
     async with bench.api() as api:
-        under_way = asyncio.create_task(api.post(mark))
+        under_way = asyncio.create_task(api.post(mark, depends_on=[await api.accepted()]))
         await slow.reached.wait()
         api.signal(signal.SIGTERM)
         await wait_until(lambda: _refused(api), description="new connections are refused")
@@ -48,7 +48,8 @@ async def test_a_database_that_says_nothing_keeps_nobody_and_a_second_signal_is_
     mark = new_mark()
     stuck = bench.database.hold(mark.encode(), b"COMMIT")
     async with bench.api() as api:
-        under_way = asyncio.create_task(api.post(mark, key=mark))
+        wanted = {"depends_on": [await api.accepted()]}
+        under_way = asyncio.create_task(api.post(mark, key=mark, **wanted))
         await stuck.reached.wait()
         bench.database.hold(b"")  # from here on it hears nothing from PostgreSQL
         api.signal(signal.SIGTERM)
@@ -61,4 +62,4 @@ async def test_a_database_that_says_nothing_keeps_nobody_and_a_second_signal_is_
     await bench.database.break_connections()
     bench.heal()
     async with bench.api() as api:
-        assert (await api.post(mark, key=mark)).status_code == 201
+        assert (await api.post(mark, key=mark, **wanted)).status_code == 201
