@@ -12,7 +12,9 @@ import logging
 from typing import Final
 from uuid import UUID
 
+from ai_task_orchestra.errors import UnreachableError
 from api.gateway import PrefectGateway
+from api.prefect_http import PrefectUnreachableError
 from api.prefect_types import FINAL_STATES, PENDING, FlowRun
 from api.transitions import MOVE, RELEASE, transition_id
 
@@ -35,11 +37,23 @@ class Claim(enum.Enum):
 
 
 async def claim(gateway: PrefectGateway, run_id: UUID, purpose: str) -> Claim:
-    """Claim a run for `purpose` (RELEASE or MOVE); claiming it again for the same purpose is OURS again."""
+    """Claim a run for `purpose` (RELEASE or MOVE); claiming it again for the same purpose is OURS again.
+
+    Raises:
+        PrefectUnreachableError: with `sent` False only if the run certainly was not claimed.
+    """
     wanted = transition_id(run_id, purpose)
     answer = await gateway.propose(run_id, PENDING, message=_MESSAGES[purpose], transition_id=wanted)
     if answer is None:
         return Claim.GONE
+    try:
+        return await _result(gateway, run_id, wanted)
+    except UnreachableError as exc:
+        raise PrefectUnreachableError(str(exc), sent=True) from exc
+
+
+async def _result(gateway: PrefectGateway, run_id: UUID, wanted: UUID) -> Claim:
+    """What came of the claim under the id `wanted`."""
     run = (await gateway.runs([run_id])).get(run_id)
     if run is None:
         return Claim.GONE

@@ -196,12 +196,17 @@ async def disposed(session: AsyncSession, run_id: UUID) -> None:
 
 
 async def forget_move(
-    session: AsyncSession, task_id: UUID, *, generation: int | None = None, priority: int | None = None
+    session: AsyncSession,
+    task_id: UUID,
+    *,
+    generation: int | None = None,
+    priority: int | None = None,
+    earlier: int | None = None,
 ) -> None:
-    """The wish to move is void; only that of this generation, or to this priority."""
+    """The wish to move is void; only that of this generation, or to this priority. An `earlier` one stands again."""
     wanted = [TASK.c.generation == generation] if generation is not None else []
     wanted += [TASK.c.move_to == priority] if priority is not None else []
-    await session.execute(update(TASK).where(TASK.c.id == task_id, *wanted).values(move_to=None))
+    await session.execute(update(TASK).where(TASK.c.id == task_id, *wanted).values(move_to=earlier))
 
 
 async def audit(session: AsyncSession, kind: str, task_id: UUID, run: FlowRun, detail: Mapping[str, Any]) -> None:

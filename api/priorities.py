@@ -30,6 +30,7 @@ from api.gateway import PrefectGateway
 from api.live_store import LiveTask
 from api.mirror import Mirror
 from api.models import Phase
+from api.prefect_http import PrefectUnreachableError
 from api.prefect_types import CANCELLED
 from api.transitions import MOVE
 from api.wake import Wake
@@ -68,9 +69,11 @@ class Priorities:
 
         Raises:
             NotFoundError, ConflictError: there is no such task, or it is not queued any more.
-            UnreachableError: its flow run has to move and Prefect does not answer; nothing has changed.
+            UnreachableError: its flow run has to move and Prefect does not answer. Nothing has changed, unless the
+                run may have been claimed: then the leader moves it once Prefect answers.
         """
-        if await self._wish(task_id, priority):
+        done, earlier = await self._wish(task_id, priority)
+        if done:
             return
         deadline = time.monotonic() + PATIENCE_SECONDS
         try:
@@ -78,8 +81,9 @@ class Priorities:
                 if time.monotonic() > deadline:
                     raise UnreachableError("The task's flow run is just being created; try again.")
                 await asyncio.sleep(_PAUSE_SECONDS)
-        except (UnreachableError, DispatchError):
-            await self._forget(task_id, priority)
+        except UnreachableError as exc:
+            if not (isinstance(exc, PrefectUnreachableError) and exc.sent):
+                await self._forget(task_id, priority, earlier)
             raise
         if move is Move.REFUSED or (move is Move.NOTHING and not await self._has(task_id, priority)):
             raise ConflictError("The task has just been started; only queued tasks have a priority to change.")
@@ -107,8 +111,8 @@ class Priorities:
         await self._mirror.reconcile([task.flow_run_id])
         return await self._refuse(task)
 
-    async def _wish(self, task_id: UUID, priority: int) -> bool:
-        """Step 1. True: that was all."""
+    async def _wish(self, task_id: UUID, priority: int) -> tuple[bool, int | None]:
+        """Step 1. (whether that was all, the wish that stood there before)."""
         async with self._sessions.begin() as session:
             task = await live_store.lock(session, task_id)
             if task is None:
@@ -122,12 +126,12 @@ class Priorities:
                 await live_store.write(session, task, priority=priority)
                 await self._wake.announce(session)
             elif task.priority == priority and task.move_to is None:
-                return True
+                return True, None
             else:
                 await live_store.write(session, task, move_to=priority)
-                return False
+                return False, task.move_to
         self._wake.dispatch()
-        return True
+        return True, None
 
     async def _replace(self, task: LiveTask, run_id: UUID) -> Move:
         """Steps 3 and 4; the claimed run is nobody's but ours."""
@@ -159,9 +163,10 @@ class Priorities:
             await live_store.forget_move(session, task.id, generation=task.generation)
         return Move.REFUSED
 
-    async def _forget(self, task_id: UUID, priority: int) -> None:
+    async def _forget(self, task_id: UUID, priority: int, earlier: int | None) -> None:
+        """Take our wish back. For an earlier one the run may be claimed already: that one must be carried through."""
         async with self._sessions.begin() as session:
-            await live_store.forget_move(session, task_id, priority=priority)
+            await live_store.forget_move(session, task_id, priority=priority, earlier=earlier)
 
     async def _has(self, task_id: UUID, priority: int) -> bool:
         """Whether the task got this priority, or one that somebody else wished for after us."""
