@@ -77,6 +77,12 @@ class PrefectBench:
         answer = await self.set(run_id, "PENDING", message=protocol.claim_message(worker))
         return bool(answer["status"] == "ACCEPT")
 
+    async def try_claim(self, run_id: str) -> bool:
+        """Claim a run that may be gone."""
+        response = await self.http.post(f"/flow_runs/{run_id}/set_state", json={"state": {"type": "PENDING"}})
+        assert response.status_code in (200, 201, 404), response.text
+        return response.status_code != 404 and bool(response.json()["status"] == "ACCEPT")
+
     async def start(self, run_id: str, worker: str = "w1") -> None:
         """Claim and run."""
         assert await self.claim(run_id, worker)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -60,6 +60,10 @@ class PrefectDouble:
         #: Seconds between a new run's event and its commit, and between a read and its answer.
         self.commit_seconds = 0.0
         self.answer_seconds = 0.0
+        #: Seconds that each call waits before and after its work: random ones make random interleavings.
+        self.pause: Callable[[], float] | None = None
+        #: Set once a call stands at a stop.
+        self.stopped = asyncio.Event()
         self.calls: list[str] = []
         self._reports: dict[UUID, Mapping[str, Any]] = {}
         self._stops: dict[tuple[str, str], Stop] = {}
@@ -78,18 +82,27 @@ class PrefectDouble:
         self._lost[method] = times
 
     def go_on(self) -> None:
-        """Take all stops away; who stands there stays there."""
+        """Take all stops and lost replies away; who stands at a stop stays there."""
         self._stops.clear()
+        self._lost.clear()
+        self.stopped.clear()
+
+    @property
+    def is_shaky(self) -> bool:
+        """Whether a call may stay without an answer."""
+        return bool(self._stops) or any(self._lost.values())
 
     @contextlib.asynccontextmanager
     async def _call(self, method: str) -> AsyncIterator[None]:
         self.calls.append(method)
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.pause() if self.pause else 0)
         if self.is_down:
             raise PrefectUnreachableError("Prefect is down", sent=False)
         await self._stay(method, "before")
         yield
         await self._stay(method, "after")
+        if self.pause:
+            await asyncio.sleep(self.pause())
         if self._lost.get(method, 0) > 0:
             self._lost[method] -= 1
             raise PrefectUnreachableError("the reply was lost", sent=True)
@@ -98,6 +111,7 @@ class PrefectDouble:
         stop = self._stops.get((method, when))
         if stop is not None:
             stop.reached.set()
+            self.stopped.set()
             await asyncio.Event().wait()
 
     # The gateway.
@@ -241,6 +255,9 @@ class PrefectDouble:
     async def claim(self, run_id: str, worker: str = "w1") -> bool:
         answer = await self.set(run_id, PENDING, message=protocol.claim_message(worker))
         return bool(answer["status"] == "ACCEPT")
+
+    async def try_claim(self, run_id: str) -> bool:
+        return UUID(run_id) in self.known and await self.claim(run_id)
 
     async def start(self, run_id: str, worker: str = "w1") -> None:
         assert await self.claim(run_id, worker)
