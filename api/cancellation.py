@@ -5,7 +5,8 @@
 3. Else Prefect is asked for Cancelling. A run that nobody has started becomes Cancelled at once, in the same step, so
    no worker can slip in between; a claimed or running one is stopped by its worker, which then says Cancelled.
 4. What has not stopped after `FORCE_SECONDS` is forced to Cancelled.
-5. The row follows Prefect (`api.mirror`), except that work which was completed before stays completed.
+5. The row follows Prefect (`api.mirror`): work that was completed before stays completed. But once the wish has been
+   accepted, because Prefect took it or did not answer, the task ends as cancelled, and Prefect is brought in line.
 """
 
 from __future__ import annotations
@@ -70,6 +71,14 @@ class Cancellation:
             await self.pursue(task_id)
         except (UnreachableError, DispatchError) as exc:
             logger.warning("cancel_postponed", extra={"task_id": str(task_id), "reason": str(exc)})
+        await self._promise(task_id)
+
+    async def _promise(self, task_id: UUID) -> None:
+        """A task that is not over by now ends as cancelled: its client is told so."""
+        async with self._sessions.begin() as session:
+            task = await live_store.lock(session, task_id)
+            if task is not None and not task.is_final and task.cancelling_seconds is None:
+                await live_store.write(session, task, cancelling_since=func.now())
 
     async def pursue(self, task_id: UUID) -> None:
         """Bring the cancelling of a task one step further.

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from ai_task_orchestra.errors import DispatchError
 from api import live_store
-from api.cancellation import FORCE_SECONDS, Cancellation
+from api.cancellation import FORCE_SECONDS, MESSAGE, Cancellation
 from api.dispatch_store import DispatchStore
 from api.gateway import PrefectGateway
 from api.prefect_types import CANCELLED, CANCELLING, FINAL_STATES
@@ -55,6 +55,8 @@ class Chores:
         gone = True
         if action == live_store.DELETE:
             await self._gateway.delete_run(run_id)
+        elif action == live_store.OVERRULE:
+            await self._gateway.propose(run_id, CANCELLED, message=MESSAGE, force=True)
         else:
             gone = await self._cancel(run_id, overdue)
         if gone:

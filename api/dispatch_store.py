@@ -24,14 +24,14 @@ CHORES: Final = 200
 _RUNNABLE = text(
     """
     SELECT id, generation, phase, template, deployment_id, flow_run_id FROM (
-        SELECT id, generation, phase, template, deployment_id, flow_run_id, priority, seq, cancel_requested_at, move_to
+        SELECT id, generation, phase, template, deployment_id, flow_run_id, priority, seq, cancel_requested_at
         FROM task
         WHERE work_pool = :pool AND status = 'queued' AND unresolved = 0
             AND (not_before IS NULL OR not_before <= now() OR adopted)
         ORDER BY priority DESC, seq LIMIT :window
     ) most_urgent
     WHERE phase IN ('waiting', 'creating')
-        OR (phase = 'held' AND cancel_requested_at IS NULL AND move_to IS NULL)
+        OR (phase = 'held' AND cancel_requested_at IS NULL)
     ORDER BY priority DESC, seq LIMIT :fetch
     """
 )

@@ -19,7 +19,7 @@ from api import live_store
 from api.gateway import PrefectGateway
 from api.mirror import Mirror
 from api.pools import Pools
-from api.prefect_types import CANCELLED, CRASHED, FINAL_STATES, PENDING, RUNNING, FlowRun, Worker
+from api.prefect_types import CANCELLED, CRASHED, FINAL_STATES, PENDING, RUNNING, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -89,16 +89,8 @@ class Leases:
         if run is not None and run.state.type in (PENDING, RUNNING):
             message = f"The worker {worker} was lost: no heartbeat for {self._lease_seconds:g} s."
             await self._gateway.propose(run_id, CRASHED, name="Crashed", message=message, force=True)
-            await self._restore(run)
         elif run is not None and run.state.type not in FINAL_STATES:
             message = f"Cancelled through the API; the worker {worker} was lost."
             await self._gateway.propose(run_id, CANCELLED, message=message, force=True)
         logger.warning("worker_lost", extra={"task_id": str(task_id), "flow_run_id": str(run_id), "worker": worker})
         await self._mirror.reconcile([run_id])
-
-    async def _restore(self, run: FlowRun) -> None:
-        """What had ended by itself between our looking and our forcing keeps its own end."""
-        ended = [state for state in await self._gateway.states(run.id) if state.type in FINAL_STATES]
-        if len(ended) > 1:
-            own = ended[0]
-            await self._gateway.propose(run.id, own.type, name=own.name, message=own.message, force=True)

@@ -28,6 +28,8 @@ AUDIT: Final[Table] = AuditRecord.__table__  # type: ignore[attr-defined]
 
 DELETE: Final = "delete"
 CANCEL: Final = "cancel"
+#: It is over, and counts as cancelled whatever it ended as.
+OVERRULE: Final = "overrule"
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class LiveTask:
     def standing(self) -> Standing:
         return Standing(
             cancel_requested=self.cancel_requested_at is not None,
+            cancel_promised=self.cancel_requested_at is not None and self.cancelling_seconds is not None,
             failures=self.failures,
             losses=self.losses,
             hand_backs=self.hand_backs,
@@ -87,8 +90,6 @@ _CANCELLING_SECONDS: Final = cast(func.extract("epoch", func.now() - TASK.c.canc
 _COLUMNS: Final[tuple[ColumnElement[Any], ...]] = tuple(
     _CANCELLING_SECONDS if name == "cancelling_seconds" else TASK.c[name] for name in LiveTask.__dataclass_fields__
 )
-#: What to write to `cancelling_since` whenever the attempt is seen not to have stopped.
-FIRST_SEEN_CANCELLING: Final = func.coalesce(TASK.c.cancelling_since, func.now())
 
 
 async def read(session: AsyncSession, task_id: UUID) -> LiveTask | None:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 from uuid import UUID
 
+from sqlalchemy import func
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
@@ -21,7 +24,7 @@ from api.database import is_away
 from api.gateway import PAGE, PrefectGateway
 from api.live_store import LiveTask
 from api.models import Phase
-from api.prefect_types import CANCELLING, CRASHED, FINAL_STATES, RUNNING, SCHEDULED, FlowRun
+from api.prefect_types import CANCELLED, CANCELLING, CRASHED, FINAL_STATES, RUNNING, SCHEDULED, FlowRun
 from api.transitions import (
     Again,
     Decision,
@@ -71,7 +74,7 @@ class Mirror:
         """Bring tasks in line with runs just read; those that have not changed cost one query together."""
         listed = list(runs)
         known = await self.known_states([run.id for run in listed])
-        news = [run for run in listed if known.get(run.id) != run.state.id]
+        news = [await self._as_it_ended(run) for run in listed if known.get(run.id) != run.state.id]
         ended = [run.id for run in news if run.state.type in FINAL_STATES]
         reports: dict[UUID, Report] = {}
         for start in range(0, len(ended), PAGE):
@@ -84,6 +87,17 @@ class Mirror:
                     raise
                 # One run that can't be stored must not keep the others from being mirrored.
                 logger.exception("flow_run_not_mirrored", extra={"flow_run_id": str(run.id)})
+
+    async def _as_it_ended(self, run: FlowRun) -> FlowRun:
+        """A run that ended by itself just before its worker was declared lost keeps its own end, in Prefect too."""
+        if run.state.type != CRASHED:
+            return run
+        states = await self._gateway.states(run.id)
+        ends = list(takewhile(lambda state: state.type in FINAL_STATES, reversed(states)))
+        own = ends[-1] if ends else run.state
+        if own.type != CRASHED:
+            await self._gateway.propose(run.id, own.type, name=own.name, message=own.message, force=True)
+        return replace(run, state=own)
 
     async def known_states(self, run_ids: Collection[UUID]) -> dict[UUID, UUID | None]:
         """The state in which each of `run_ids` was last mirrored; only runs that are a task's present one."""
@@ -189,13 +203,15 @@ class Mirror:
         if isinstance(decision, Finish):
             columns |= _left_behind(run, decision, report)
             await live_store.finish(session, task, decision.status, at=run.state.timestamp, **columns)
+            if decision.status == "cancelled" and run.state.type != CANCELLED:
+                await live_store.dispose(session, run.id, task.id, live_store.OVERRULE)
         elif isinstance(decision, Again):
             again = decision.counted(task.standing) | {"started_at": columns["started_at"]}
             await live_store.begin_again(session, task, delay=jittered(decision.delay), **again)
         else:
             columns |= {"status": decision.status, "phase": phase_of(run.id, run.state, task.phase)}
-            if run.state.type == CANCELLING:
-                columns["cancelling_since"] = live_store.FIRST_SEEN_CANCELLING
+            if run.state.type == CANCELLING and run.state.id != task.state_id:
+                columns["cancelling_since"] = func.now()
             await live_store.write(session, task, **columns)
 
     async def _contradict(self, session: AsyncSession, task: LiveTask, run: FlowRun, generation: int) -> None:

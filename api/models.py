@@ -144,7 +144,7 @@ class TaskRecord(SQLModel, table=True):
     #: Intents, written before Prefect is asked, so that a killed process's work is finished by another.
     move_to: int | None = Field(default=None, sa_column=Column(SmallInteger))
     cancel_requested_at: datetime | None = Field(default=None, sa_column=_moment())
-    #: When the attempt was first seen not to stop by itself yet (state Cancelling).
+    #: Since when the task certainly ends as cancelled: its run was first seen Cancelling, or its client was told so.
     cancelling_since: datetime | None = Field(default=None, sa_column=_moment())
 
 
@@ -175,7 +175,7 @@ class AttemptRecord(SQLModel, table=True):
 
 
 class DisposalRecord(SQLModel, table=True):
-    """A flow run that must not stay as it is in Prefect: `delete` it, or `cancel` it."""
+    """A flow run that must not stay as it is in Prefect: `delete` it, `cancel` it, or `overrule` how it ended."""
 
     __tablename__ = "disposal"
 

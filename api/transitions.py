@@ -53,6 +53,8 @@ class Standing:
     """What the row says that a decision depends on."""
 
     cancel_requested: bool = False
+    #: It was answered with 204: whatever the attempt does now, the task ends as cancelled.
+    cancel_promised: bool = False
     failures: int = 0
     losses: int = 0
     hand_backs: int = 0
@@ -141,9 +143,9 @@ def decide(task: Standing, state_type: str, ending: Ending = Ending()) -> Decisi
         return Show("queued")
     if state_type in (RUNNING, CANCELLING):
         return Show("running")
-    if state_type == COMPLETED:
+    if state_type == COMPLETED and not task.cancel_promised:
         return Finish("completed")  # even if it was to be cancelled: the work is done
-    if state_type == CANCELLED or task.cancel_requested:
+    if state_type == CANCELLED or task.cancel_requested or task.cancel_promised:
         return Finish("cancelled")
     return _after_crash(task, ending) if state_type == CRASHED else _after_failure(task, ending)
 

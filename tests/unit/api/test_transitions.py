@@ -67,6 +67,11 @@ def test_completed_work_stays_completed_even_if_it_was_to_be_cancelled() -> None
     assert decide(Standing(cancel_requested=True), COMPLETED) == Finish("completed")
 
 
+@pytest.mark.parametrize("kind", sorted(FINAL_STATES))
+def test_a_cancellation_that_was_promised_is_kept(kind: str) -> None:
+    assert decide(Standing(cancel_requested=True, cancel_promised=True), kind) == Finish("cancelled")
+
+
 def test_a_lost_attempt_is_followed_by_another_until_the_third() -> None:
     assert decide(Standing(losses=0), CRASHED) == Again(timedelta(0), "lost")
     assert decide(Standing(losses=1), CRASHED) == Again(timedelta(0), "lost")
