@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import socket
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 from prefect.states import Failed
 
+from ai_task_orchestra import workspaces
 from ai_task_orchestra.errors import InternalStepError, OrchestraError, ParameterError, StepError, StepInputError
 from ai_task_orchestra.expressions import ABSENT, render
 from ai_task_orchestra.protocol import LABEL_TENANT, AttemptReport, task_of_run
@@ -81,7 +81,8 @@ class Attempt:
         try:
             self._parameters = self._checked(arguments)
             tenant = str(flow_run.labels.get(LABEL_TENANT, "default"))
-            async with _workspace(self._settings.workspaces / task_id, str(generation)) as workspace:
+            folder = workspaces.folder_of(self._settings.workspaces, task_id, generation)
+            async with _workspace(folder) as workspace:
                 await self._run_steps(task_id, tenant, workspace, fence, log)
             report["result"] = storable(self._result())
         except OrchestraError as exc:
@@ -202,21 +203,13 @@ def _worker_name(settings: Settings) -> str:
 
 
 @contextlib.asynccontextmanager
-async def _workspace(task_folder: Path, attempt: str) -> AsyncIterator[Path]:
-    """A folder of this attempt alone, readable by nobody else; gone afterwards, as is the task's if nothing is in it.
-
-    A lost attempt may still be running while the next one begins, so each has its own.
-    """
-    workspace = task_folder / attempt
-    if workspace.exists():  # what a killed process left behind
-        await asyncio.to_thread(shutil.rmtree, workspace, ignore_errors=True)
-    workspace.mkdir(mode=0o700, parents=True, exist_ok=True)
+async def _workspace(folder: Path) -> AsyncIterator[Path]:
+    """The folder of this attempt alone; gone afterwards."""
+    if folder.exists():  # noqa: ASYNC240 - one system call; there, if a killed process left it behind
+        await asyncio.to_thread(workspaces.remove, folder)
     try:
-        yield workspace
+        with workspaces.locked(folder):
+            yield folder
     finally:
-        try:
-            workspace.rmdir()  # nothing in it, the rule for tasks that only use a model
-        except OSError:
-            await asyncio.to_thread(shutil.rmtree, workspace, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            task_folder.rmdir()  # noqa: ASYNC240 - one system call, no worse than handing it to a thread
+        if not workspaces.remove_empty(folder):  # it is empty if the task only used a model
+            await asyncio.to_thread(workspaces.remove, folder)

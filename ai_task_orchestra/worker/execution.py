@@ -14,6 +14,7 @@ from uuid import UUID
 
 from prefect.exceptions import ObjectNotFound
 
+from ai_task_orchestra import workspaces
 from ai_task_orchestra.lease import Lease
 from ai_task_orchestra.protocol import task_of_run
 from ai_task_orchestra.worker.child_link import LinkBrokenError, Message
@@ -219,11 +220,8 @@ class Execution:
     def _clean_up(self) -> None:
         """Remove what a child that was killed could not: the files of its run."""
         task_id, generation = task_of_run(self.id, self.run.flow_run.get("idempotency_key"))
-        task_folder = self._around.workspaces / task_id
-        for folder in (self._scratch, task_folder / str(generation)):
-            shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            task_folder.rmdir()
+        workspaces.remove(workspaces.folder_of(self._around.workspaces, task_id, generation))
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
 
 async def _tell(child: Child, message: Message) -> None:

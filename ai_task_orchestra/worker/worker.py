@@ -21,7 +21,7 @@ from prefect.settings import PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED, get_cu
 from prefect.types._datetime import now
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 
-from ai_task_orchestra import lease, protocol
+from ai_task_orchestra import lease, protocol, workspaces
 from ai_task_orchestra.library import TemplateLibrary
 from ai_task_orchestra.settings import Settings, load_settings
 from ai_task_orchestra.worker.cancellation import CancelWatch
@@ -211,6 +211,7 @@ class OrchestraWorker(BaseWorker[OrchestraJobConfiguration, BaseVariables, Orche
             background = [
                 group.create_task(heartbeat.run()),
                 group.create_task(keeper.run()),
+                group.create_task(asyncio.to_thread(workspaces.sweep, self._settings.workspaces)),
                 group.create_task(cancels.run()),
                 group.create_task(events.run()),
             ]
