@@ -29,7 +29,7 @@ class Start:
 
     def first_won(self, won: bool) -> None:
         self.won.append(won)
-        self.seconds = max(0.001, self.seconds * (0.9 if won else 1.1))
+        self.seconds = max(0.001, self.seconds * (0.8 if won else 1.25))
 
 
 async def move_against_claim(bench: CoreBench, prefect: Any, start: Start) -> None:
