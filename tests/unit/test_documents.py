@@ -46,6 +46,23 @@ def test_make_targets_that_are_named_exist(document: Path) -> None:
     assert named <= targets
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_tests_that_are_named_exist(document: Path) -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", document.read_text())
+    missing = [name for file, name in named if f"def {name}(" not in (ROOT / file).read_text()]
+    assert missing == []
+
+
+def test_every_row_of_the_fault_matrix_that_is_promised_is_listed() -> None:
+    listed = re.findall(r"^\| F(\d+) \|.*`tests/|^\| F(\d+) \|.*the same test", _faults(), flags=re.M)
+    numbers = {int(one or other) for one, other in listed}
+    assert numbers >= {*range(1, 8), 9, 10, *range(13, 24), 25, *range(35, 39), 41}
+
+
+def _faults() -> str:
+    return (ROOT / "docs" / "faults.md").read_text()
+
+
 def test_readme_names_every_important_setting() -> None:
     named = set(re.findall(r"`((?:ORCHESTRA|PREFECT|OLLAMA)_[A-Z_]+)`", (ROOT / "README.md").read_text()))
     promised = {"HOME", "HOST", "PORT", "PREFECT_PORT", "DATABASE_URL", "API_KEY", "URL", "TEMPLATES_DIR", "WORK_POOL"}
