@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 FINAL = ("completed", "failed", "cancelled")
-MAX_LOSSES = 3
 
 
 @dataclass(eq=False)
@@ -23,7 +22,7 @@ class ModelTask:
     depends_on: list[ModelTask] = field(default_factory=list)
     runs_anyway: bool = False
     retries: int = 0
-    max_losses: int = MAX_LOSSES
+    max_losses: int = 3
     adopted: bool = False
     #: The API knows it: at once, unless it is adopted.
     is_seen: bool = False
@@ -59,6 +58,8 @@ class TaskModel:
 
     def __init__(self) -> None:
         self.tasks: dict[str, ModelTask] = {}
+        #: Nothing was done since the core has come to rest.
+        self.at_rest = False
 
     def accept(self, task: ModelTask) -> ModelTask:
         """A task that the API has answered with 201, or a flow run born in Prefect."""
