@@ -21,7 +21,7 @@ from ai_task_orchestra import __version__
 from ai_task_orchestra.errors import (
     ConflictError,
     InvalidRequestError,
-    LimitError,
+    KeyLimitError,
     NotFoundError,
     OrchestraError,
     RefusedError,
@@ -158,7 +158,7 @@ class OrchestraClient:
 
     Every method raises:
         UnreachableError: nobody answers, or the server fails.
-        RefusedError: the key is missing, wrong, or may not do this; a LimitError: not now.
+        RefusedError: the key is missing, wrong, or may not do this; a KeyLimitError: not now.
         NotFoundError: there is no such task or template.
         ConflictError: the task's present state does not allow this.
         InvalidRequestError: the API does not accept the request; the message says why.
@@ -348,7 +348,7 @@ def _error(answer: httpx.Response, url: str) -> OrchestraError:
     text = _detail(answer)
     code = answer.status_code
     if code == 429:
-        return LimitError(text)
+        return KeyLimitError(text)
     if code in (401, 403):
         return RefusedError(text)
     if code == 404:

@@ -75,7 +75,7 @@ class ForbiddenTemplateError(RefusedError):
     code = "forbidden_template"
 
 
-class LimitError(RefusedError):
+class KeyLimitError(RefusedError):
     """A limit of this API key is used up.
 
     `retry_after_seconds`: when it may be worth trying again.
@@ -88,7 +88,7 @@ class LimitError(RefusedError):
         super().__init__(message)
 
 
-class QueueLimitError(LimitError):
+class QueueLimitError(KeyLimitError):
     """This API key has as many queued tasks as it may have."""
 
     code = "too_many_queued"

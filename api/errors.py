@@ -29,7 +29,7 @@ RETRY_AFTER_SECONDS: Final = "2"
 #: Domain error -> status. The nearest class in the MRO counts.
 STATUSES: Final[dict[type[BaseException], int]] = {
     domain.RefusedError: 403,
-    domain.LimitError: 429,
+    domain.KeyLimitError: 429,
     domain.InvalidRequestError: 422,
     domain.NotFoundError: 404,
     domain.ConflictError: 409,
@@ -152,7 +152,7 @@ def domain_error(error: domain.OrchestraError) -> ApiError:
     if status == 500:
         raise error
     headers = {"Retry-After": RETRY_AFTER_SECONDS} if status == 503 else None
-    if isinstance(error, domain.LimitError):
+    if isinstance(error, domain.KeyLimitError):
         headers = retry_after(error.retry_after_seconds)
     return ApiError(status, error.code, error.message, headers=headers)
 

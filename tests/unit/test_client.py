@@ -14,7 +14,7 @@ from ai_task_orchestra.client import OrchestraClient
 from ai_task_orchestra.errors import (
     ConflictError,
     InvalidRequestError,
-    LimitError,
+    KeyLimitError,
     NotFoundError,
     OrchestraError,
     RefusedError,
@@ -109,7 +109,7 @@ async def test_every_other_endpoint_is_reached_as_the_reference_says() -> None:
         (409, ConflictError),
         (413, InvalidRequestError),
         (422, InvalidRequestError),
-        (429, LimitError),
+        (429, KeyLimitError),
         (500, UnreachableError),
         (503, UnreachableError),
     ],
