@@ -5,7 +5,7 @@
     ├── UnreachableError        a server that should answer does not (CLI exit 3)
     ├── RefusedError            the API does not accept our key, or the key may not do this (CLI exit 4)
     │   ├── ForbiddenTemplateError
-    │   └── LimitError          a limit of the key is used up; carries when to try again
+    │   └── KeyLimitError          a limit of the key is used up; carries when to try again
     │       └── QueueLimitError
     ├── InvalidRequestError     the API does not accept what we sent (CLI exit 2)
     ├── NotFoundError           a task, template, key or batch that does not exist (CLI exit 4)
@@ -25,8 +25,6 @@
         │   └── ModelOutputError
         ├── GitError            clone or checkout failed
         ├── ScriptError         a script or command ended with a code other than 0
-        ├── LimitError          a program was stopped because it used too much
-        ├── IsolationError      a program can't be kept apart as the settings ask for
         ├── StepInputError      a field's value can't be used (path outside its folder, refused URL, ...)
         ├── StepTimeoutError    a step's time ran out
         ├── StaleAttemptError   the task was taken from this attempt's worker
@@ -230,25 +228,6 @@ class ScriptError(StepError):
     def __init__(self, message: str, *, exit_code: int, retryable: bool = True) -> None:
         self.exit_code = exit_code
         super().__init__(message, retryable=retryable)
-
-
-class LimitError(StepError):
-    """A program reached a limit and was stopped.
-
-    `limit` is one of memory, cpu, processes, disk, files, full-disk.
-    """
-
-    code = "limit_reached"
-
-    def __init__(self, message: str, *, limit: str) -> None:
-        self.limit = limit
-        super().__init__(message, retryable=limit == "full-disk")
-
-
-class IsolationError(StepError):
-    """The program can't be kept apart as the settings ask for."""
-
-    code = "isolation"
 
 
 class StepInputError(StepError):

@@ -149,7 +149,6 @@ class AttemptReport(TypedDict):
 
     The API writes one, without a worker, for a run that it fails itself. `retryable` stands beside `error`: whether
     another attempt may help. `step_retry`: the step that failed has retries of its own which are attempts of the task.
-    `isolation_level` is the lowest at which a program ran, if one did.
     """
 
     version: Literal[1]
@@ -161,4 +160,3 @@ class AttemptReport(TypedDict):
     retryable: NotRequired[bool]
     step_retry: NotRequired[StepRetry]
     resource_usage: NotRequired[dict[str, Any]]
-    isolation_level: NotRequired[int]

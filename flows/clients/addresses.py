@@ -54,10 +54,8 @@ def _with_embedded(address: Address) -> Iterator[Address]:
         yield last
 
 
-async def resolve(host: str, port: int, *, allow_private: bool, field: str, setting: str) -> list[str]:
+async def resolve(host: str, port: int, *, allow_private: bool) -> list[str]:
     """The addresses of a host, looked up once: whoever connects uses these, so that no second answer can differ.
-
-    `field` and `setting` are named in the refusal: where the host came from, and what would allow it.
 
     Raises:
         StepInputError: one of them is not public, and that is not allowed.
@@ -69,5 +67,5 @@ async def resolve(host: str, port: int, *, allow_private: bool, field: str, sett
         raise StepError("the host's name can't be resolved", retryable=True) from exc
     addresses = list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
     if not allow_private and not all(is_public(ip_address(address)) for address in addresses):
-        raise StepInputError(f"{field}: the host is not on the public internet ({setting})")
+        raise StepInputError("url: the host is not on the public internet (ORCHESTRA_HTTP_ALLOW_PRIVATE)")
     return addresses

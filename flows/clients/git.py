@@ -1,7 +1,6 @@
-"""Cloning with git: our own argument lists and configuration, limits of time and size, nothing executed on the way.
+"""Cloning with git: our own argument lists, a configuration of our own, a time limit, and nothing executed on the way.
 
-From servers it runs as confined as any program of the task. `ssh` and `file` work with what is the operator's own,
-keys and folders, so there it runs under the worker's account. GitPython only reads what was cloned.
+GitPython only reads what was cloned.
 """
 
 from __future__ import annotations
@@ -16,14 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from ai_task_orchestra.errors import GitError, LimitError, StepTimeoutError
-from ai_task_orchestra.redaction import without_secrets
-from ai_task_orchestra.removal import remove_tree
+from ai_task_orchestra.errors import GitError, StepTimeoutError
 from ai_task_orchestra.settings import Settings
-from flows.clients.confinement import Confinement, confined, unconfined
-from flows.clients.git_access import Access, access_to
 from flows.clients.git_url import Repository, check_ref, check_url, is_full_commit, may_be_commit
-from flows.clients.processes import ProcessEnd, run_process
+from flows.clients.processes import ProcessEnd, base_environment, run_process
 from flows.text import last_line, without_credentials
 
 _MAX_OUTPUT_BYTES: Final = 64 * 1024
@@ -37,7 +32,6 @@ _PASSED_ON: Final = (
     "ssl_cert_dir",
     "ssh_auth_sock",
 )
-_REMOTE: Final = ("http", "https")
 _CONFIGURATION: Final = """\
 [core]
 	hooksPath = /dev/null
@@ -49,7 +43,7 @@ _CONFIGURATION: Final = """\
 	helper =
 [http]
 	followRedirects = false
-	lowSpeedLimit = 1000
+	lowSpeedLimit = 1
 	lowSpeedTime = 30
 [protocol]
 	allow = never
@@ -57,10 +51,6 @@ _CONFIGURATION: Final = """\
 	recurseSubmodules = false
 [submodule]
 	recurse = false
-[safe]
-	bareRepository = explicit
-[transfer]
-	credentialsInUrl = die
 [gc]
 	auto = 0
 [advice]
@@ -116,10 +106,10 @@ class GitClient:
             check_ref(ref)
         target = Path(tempfile.mkdtemp(prefix="repository-", dir=self._workspace))
         try:
-            await _Clone(self._settings, self._workspace, repository, target, self._record).run(ref)
+            await _Clone(self._settings, self._workspace, repository, target, self._record).fetch(ref)
             return target, await asyncio.to_thread(_commit, target)
         except BaseException:
-            await asyncio.shield(asyncio.to_thread(remove_tree, target))
+            await asyncio.shield(asyncio.to_thread(shutil.rmtree, target, ignore_errors=True))
             raise
 
 
@@ -138,26 +128,11 @@ class _Clone:
         self._repository = repository
         self._target = target
         self._record = record
-        self._programs = confined(
-            settings, workspace, network=True, readable=_certificates(), max_bytes=settings.git_max_bytes
-        )
-        self._remote = repository.protocol in _REMOTE
-        limits_only = unconfined(settings, workspace, max_bytes=settings.git_max_bytes)
-        self._confinement = self._programs if self._remote else limits_only
-        self._env: dict[str, str] = {}
+        self._env = _environment(workspace, repository)
         self._deadline = time.monotonic() + settings.git_timeout_seconds
 
-    async def run(self, ref: str | None) -> None:
-        """Get the commit into the target folder, which then belongs to the account of the task's programs."""
-        access = await access_to(self._repository.url, self._settings) if self._remote else Access()
-        self._env = _environment(self._confinement, self._repository, access)
-        self._confinement.hand_over(self._target)
-        await self._fetch(ref)
-        if self._programs.account != self._confinement.account:
-            await asyncio.to_thread(_hand_over_all, self._programs, self._target)
-
-    async def _fetch(self, ref: str | None) -> None:
-        """Cheapest way first."""
+    async def fetch(self, ref: str | None) -> None:
+        """Get the commit into the target folder: cheapest way first."""
         if ref is None or not is_full_commit(ref):
             if await self._shallow(ref):
                 return
@@ -172,7 +147,7 @@ class _Clone:
         branch = [f"--branch={ref}"] if ref is not None else []
         end = await self._git("clone", *_CLONE_OPTIONS, *_SHALLOW, *branch, *self._positionals)
         if end.exit_code and ref is not None and _NO_SUCH_REF.search(end.stderr):
-            await asyncio.to_thread(self._start_over)
+            await asyncio.to_thread(_empty, self._target)
             return False
         _check(end)
         return True
@@ -186,7 +161,7 @@ class _Clone:
         if end.exit_code:
             if _NETWORK_TROUBLE.search(end.stderr):
                 _check(end)
-            await asyncio.to_thread(self._start_over)
+            await asyncio.to_thread(_empty, self._target)
             return False
         _check(await self._git("checkout", "--quiet", "--detach", "FETCH_HEAD", inside=True))
         return True
@@ -198,12 +173,6 @@ class _Clone:
         if end.exit_code:
             raise GitError("there is no such branch, tag or commit")
         _check(await self._git("checkout", "--quiet", "--detach", end.stdout.strip(), inside=True))
-
-    def _start_over(self) -> None:
-        """git removes what it could not finish; what it left is in the way of the next attempt."""
-        remove_tree(self._target)
-        self._target.mkdir(mode=0o700)
-        self._confinement.hand_over(self._target)
 
     @property
     def _positionals(self) -> tuple[str, ...]:
@@ -220,62 +189,36 @@ class _Clone:
                 cwd=self._target if inside else Path("/"),
                 env=self._env,
                 max_output_bytes=_MAX_OUTPUT_BYTES,
-                confinement=self._confinement,
                 timeout_seconds=max(left, 0.001),
                 record=self._record,
             )
-        except LimitError as exc:
-            if exc.limit not in ("disk", "files"):
-                raise
-            raise GitError("the repository is too large (ORCHESTRA_GIT_MAX_BYTES, ORCHESTRA_WORKSPACE_FILES)") from exc
         except StepTimeoutError as exc:
             limit = self._settings.git_timeout_seconds
             raise StepTimeoutError(f"git took longer than {limit:g} s", retryable=True) from exc
 
 
-def _environment(confinement: Confinement, repository: Repository, access: Access) -> dict[str, str]:
+def _environment(workspace: Path, repository: Repository) -> dict[str, str]:
     """git's environment: no configuration but ours, no questions, no protocol but the one asked for."""
-    configuration = _CONFIGURATION + f'[protocol "{repository.protocol}"]\n\tallow = always\n' + access.configuration
+    configuration = _CONFIGURATION + f'[protocol "{repository.protocol}"]\n\tallow = always\n'
     if repository.local is not None:
         configuration += _trusted(repository.local)
-    if certificates := os.environ.get("SSL_CERT_FILE"):  # not every build of git reads it itself
-        configuration += f"[http]\n\tsslCAInfo = {_quoted(certificates)}\n"
     env = {name: value for name, value in os.environ.items() if name.lower() in _PASSED_ON}
-    env |= confinement.environment()
-    home = Path(tempfile.mkdtemp(prefix=".git-", dir=confinement.workspace))
+    env |= base_environment(workspace)
+    home = Path(tempfile.mkdtemp(prefix=".git-", dir=workspace))
     (home / "config").write_text(configuration)
-    for path in (home, home / "config"):
-        confinement.hand_over(path)
-    return (
-        env
-        | dict(access.environment)
-        | {
-            "HOME": str(home),
-            "LC_ALL": "C.UTF-8",
-            "GIT_CONFIG_NOSYSTEM": "1",
-            "GIT_CONFIG_GLOBAL": str(home / "config"),
-            "GIT_ATTR_NOSYSTEM": "1",
-            "GIT_ALLOW_PROTOCOL": repository.protocol,
-            "GIT_TERMINAL_PROMPT": "0",
-            "GIT_ASKPASS": "/bin/false",
-            "GIT_LFS_SKIP_SMUDGE": "1",
-            "GIT_NO_LAZY_FETCH": "1",
-            "GIT_SSH_COMMAND": "ssh -oBatchMode=yes -oConnectTimeout=10",
-            "GIT_SSH_VARIANT": "ssh",
-        }
-    )
-
-
-def _certificates() -> list[str]:
-    """Where the operator keeps the certificates that servers are to have."""
-    return [path for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if (path := os.environ.get(name))]
-
-
-def _hand_over_all(programs: Confinement, folder: Path) -> None:
-    """Give a clone to the programs' account; it has no symbolic links, and nothing runs in it yet."""
-    for top, _, files in os.walk(folder):
-        for path in (top, *(os.path.join(top, name) for name in files)):  # noqa: PTH118 - paths may be very many
-            programs.hand_over(Path(path))
+    return env | {
+        "HOME": str(home),
+        "LC_ALL": "C.UTF-8",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": str(home / "config"),
+        "GIT_ALLOW_PROTOCOL": repository.protocol,
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_ASKPASS": "/bin/false",
+        "GIT_LFS_SKIP_SMUDGE": "1",
+        "GIT_NO_LAZY_FETCH": "1",
+        "GIT_SSH_COMMAND": "ssh -oBatchMode=yes -oConnectTimeout=10",
+        "GIT_SSH_VARIANT": "ssh",
+    }
 
 
 def _trusted(folder: str) -> str:
@@ -303,7 +246,7 @@ def _reason(stderr: str) -> str:
     lines = [line for line in stderr.splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(_EMPTY_WORDS)] or lines
     line = last_line("\n".join(telling))
-    return without_secrets(without_credentials(line)).removeprefix("fatal: ").removeprefix("error: ")
+    return without_credentials(line).removeprefix("fatal: ").removeprefix("error: ")
 
 
 def _commit(folder: Path) -> str:
@@ -315,3 +258,9 @@ def _commit(folder: Path) -> str:
             return str(git.HEAD.dereference_recursive(repository, "HEAD"))
     except (ValueError, git.GitError) as exc:
         raise GitError("the repository has no commit") from exc
+
+
+def _empty(folder: Path) -> None:
+    """git removes what it could not finish; what it left is in the way of the next attempt."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)

@@ -170,7 +170,6 @@ def history_stack() -> Iterator[HistoryStack]:
             ORCHESTRA_WORKER_HEARTBEAT_SECONDS=str(HEARTBEAT_SECONDS),
             ORCHESTRA_WORKER_LIMIT=str(SLOTS),
             ORCHESTRA_RESTART_PAUSE_SECONDS="1",
-            ORCHESTRA_ISOLATION="0",  # steps write to the journal, which lies outside of their workspaces
         )
         with running(env, ollama) as up:
             second = SecondWorker(up)

@@ -117,7 +117,6 @@ class Site:
             "git_protocols": "http",
             "http_allow_private": True,
             "log_level": "DEBUG",
-            "isolation": "0",  # programs of the tests tell their process ids, in files outside of their workspaces
         }
         return bench.worker(**given | settings)
 
