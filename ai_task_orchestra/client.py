@@ -21,7 +21,6 @@ from ai_task_orchestra import __version__
 from ai_task_orchestra.errors import (
     ConflictError,
     InvalidRequestError,
-    KeyLimitError,
     NotFoundError,
     OrchestraError,
     RefusedError,
@@ -158,7 +157,7 @@ class OrchestraClient:
 
     Every method raises:
         UnreachableError: nobody answers, or the server fails.
-        RefusedError: the key is missing, wrong, or may not do this; a KeyLimitError: not now.
+        RefusedError: the key is missing, wrong, or may not do this.
         NotFoundError: there is no such task or template.
         ConflictError: the task's present state does not allow this.
         InvalidRequestError: the API does not accept the request; the message says why.
@@ -347,8 +346,6 @@ def _error(answer: httpx.Response, url: str) -> OrchestraError:
     """The error that an answer stands for."""
     text = _detail(answer)
     code = answer.status_code
-    if code == 429:
-        return KeyLimitError(text)
     if code in (401, 403):
         return RefusedError(text)
     if code == 404:

@@ -21,8 +21,6 @@ Priority = Annotated[
     int, Field(ge=PRIORITIES[0], le=PRIORITIES[-1], description="10 is the most urgent, 1 the least.", examples=[5])
 ]
 
-_LOWERED = "Only if it was more than this API key may ask for: what was asked."
-
 
 class TaskRequest(BaseModel):
     """A request to run a template."""
@@ -69,13 +67,13 @@ class BatchRequest(BaseModel):
 _Shape = TypeVar("_Shape", bound=type)
 
 
-def exactly(example: dict[str, Any] | None = None) -> Callable[[_Shape], _Shape]:
+def _exactly(example: dict[str, Any] | None = None) -> Callable[[_Shape], _Shape]:
     """Makes a typed dictionary's shape refuse other fields, and shows `example` in the document."""
     extra: dict[str, Any] = {} if example is None else {"examples": [example]}
     return with_config(ConfigDict(extra="forbid", json_schema_extra=extra))
 
 
-@exactly(examples.TASK_ACCEPTED)
+@_exactly(examples.TASK_ACCEPTED)
 class TaskAccepted(TypedDict):
     """A task just accepted."""
 
@@ -87,10 +85,9 @@ class TaskAccepted(TypedDict):
     parameters: dict[str, Any]
     depends_on: list[str]
     on_dependency_failure: NotRequired[Annotated[Literal["run"], Field(description="Only if it was asked for.")]]
-    requested_priority: NotRequired[Annotated[Priority, Field(description=_LOWERED)]]
 
 
-@exactly(examples.TASK_LISTED)
+@_exactly(examples.TASK_LISTED)
 class TaskListed(TypedDict):
     """A task in a list."""
 
@@ -102,7 +99,7 @@ class TaskListed(TypedDict):
     template: str
 
 
-@exactly(examples.TASK_GROUPED)
+@_exactly(examples.TASK_GROUPED)
 class TaskGrouped(TypedDict):
     """A task in the overview by status."""
 
@@ -115,7 +112,7 @@ class TaskGrouped(TypedDict):
     template: str
 
 
-@exactly()
+@_exactly()
 class TasksByStatus(TypedDict):
     """The newest tasks of each status."""
 
@@ -134,7 +131,7 @@ class TaskError(TypedDict):
     step: NotRequired[Annotated[str, Field(description="The step that failed.")]]
 
 
-@exactly()
+@_exactly()
 class Attempt(TypedDict):
     """One time that work on a task was begun."""
 
@@ -153,7 +150,7 @@ class Attempt(TypedDict):
     ]
 
 
-@exactly(examples.TASK_DETAIL)
+@_exactly(examples.TASK_DETAIL)
 class TaskDetail(TypedDict):
     """Everything about a task."""
 
@@ -182,7 +179,7 @@ class TaskDetail(TypedDict):
     name: NotRequired[Annotated[str, Field(description="What its batch calls it.")]]
 
 
-@exactly(examples.BATCH_ACCEPTED)
+@_exactly(examples.BATCH_ACCEPTED)
 class BatchAccepted(TypedDict):
     """A batch just accepted."""
 
@@ -190,12 +187,9 @@ class BatchAccepted(TypedDict):
     created_at: datetime
     ids: Annotated[list[str], Field(description="The tasks' ids in the order of the request.")]
     tasks: Annotated[dict[str, str], Field(description="The ids of the tasks that have a name, by name.")]
-    requested_priorities: NotRequired[
-        Annotated[dict[str, Priority], Field(description="By task, if it was more than this API key may ask for.")]
-    ]
 
 
-@exactly()
+@_exactly()
 class BatchMember(TypedDict):
     """A task of a batch."""
 
@@ -212,7 +206,7 @@ class BatchMember(TypedDict):
     error: NotRequired[TaskError]
 
 
-@exactly()
+@_exactly()
 class Counts(TypedDict):
     """How many tasks have each status."""
 
@@ -223,7 +217,7 @@ class Counts(TypedDict):
     cancelled: int
 
 
-@exactly(examples.BATCH_DETAIL)
+@_exactly(examples.BATCH_DETAIL)
 class BatchDetail(TypedDict):
     """A batch as it is now."""
 
@@ -240,17 +234,16 @@ class BatchDetail(TypedDict):
     tasks: Annotated[list[BatchMember], Field(description="In the order of the request.")]
 
 
-@exactly(examples.PRIORITY_CHANGED)
+@_exactly(examples.PRIORITY_CHANGED)
 class PriorityChanged(TypedDict):
     """A task's new priority."""
 
     id: str
     priority: Priority
     status: Status
-    requested_priority: NotRequired[Annotated[Priority, Field(description=_LOWERED)]]
 
 
-@exactly()
+@_exactly()
 class LogEntry(TypedDict):
     """One line of a task's log."""
 
@@ -260,7 +253,7 @@ class LogEntry(TypedDict):
     message: str
 
 
-@exactly()
+@_exactly()
 class ParameterDescription(TypedDict):
     """A parameter of a template."""
 
@@ -275,7 +268,7 @@ class ParameterDescription(TypedDict):
     pattern: NotRequired[str]
 
 
-@exactly(examples.TEMPLATE_SUMMARY)
+@_exactly(examples.TEMPLATE_SUMMARY)
 class TemplateSummary(TypedDict):
     """A template and its parameters."""
 
@@ -284,7 +277,7 @@ class TemplateSummary(TypedDict):
     parameters: list[ParameterDescription]
 
 
-@exactly(examples.TEMPLATE_DETAIL)
+@_exactly(examples.TEMPLATE_DETAIL)
 class TemplateDetail(TypedDict):
     """A template with its steps as written in its YAML."""
 
@@ -294,7 +287,7 @@ class TemplateDetail(TypedDict):
     steps: list[dict[str, Any]]
 
 
-@exactly(examples.VALIDATION)
+@_exactly(examples.VALIDATION)
 class ValidationAnswer(TypedDict):
     """Whether parameters fit a template."""
 
@@ -304,7 +297,7 @@ class ValidationAnswer(TypedDict):
     errors: NotRequired[Annotated[dict[str, str], Field(description="Only when not valid: the reason for each name.")]]
 
 
-@exactly()
+@_exactly()
 class FieldProblem(TypedDict):
     """What is wrong with one place in a request; the value itself is never repeated."""
 
@@ -313,7 +306,7 @@ class FieldProblem(TypedDict):
     type: str
 
 
-@exactly(examples.PROBLEM)
+@_exactly(examples.PROBLEM)
 class Problem(TypedDict):
     """Every error's body."""
 
@@ -322,7 +315,7 @@ class Problem(TypedDict):
     errors: NotRequired[Annotated[list[FieldProblem], Field(description="Only for code `validation_error`.")]]
 
 
-@exactly()
+@_exactly()
 class Health(TypedDict):
     """The API serves."""
 
@@ -330,7 +323,7 @@ class Health(TypedDict):
     version: str
 
 
-@exactly()
+@_exactly()
 class BrokenTemplate(TypedDict):
     """A template file that was left out."""
 
@@ -339,7 +332,7 @@ class BrokenTemplate(TypedDict):
     reason: str
 
 
-@exactly()
+@_exactly()
 class Ready(TypedDict):
     """Database and Prefect answer."""
 
@@ -348,7 +341,7 @@ class Ready(TypedDict):
     broken_templates: list[BrokenTemplate]
 
 
-@exactly()
+@_exactly()
 class NotReady(TypedDict):
     """Something does not answer; `missing` names it."""
 

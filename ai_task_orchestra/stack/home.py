@@ -12,10 +12,10 @@ from pathlib import Path
 
 from ai_task_orchestra.api_keys import generate_key
 from ai_task_orchestra.errors import ConfigurationError
-from ai_task_orchestra.exposure import DATABASE_URL_FILE, readable_by_others
 from ai_task_orchestra.settings import Settings
 
 AUTH_USER = "orchestra"
+DATABASE_URL_FILE = "database-url"
 
 
 @dataclass(frozen=True)
@@ -113,22 +113,6 @@ def read_api_key(settings: Settings) -> str:
     raise ConfigurationError(f"no API key: {settings.api_key_file} is empty")
 
 
-def read_database_url(settings: Settings) -> str:
-    """Where our database is: as set, else where the stack that is up in this home has put it.
-
-    Raises:
-        ConfigurationError: there is none.
-    """
-    if settings.database_url is not None:
-        return settings.database_url
-    try:
-        return (settings.home / DATABASE_URL_FILE).read_text().strip()
-    except OSError as exc:
-        raise ConfigurationError(
-            f"no database: start `orchestra up` in {settings.home}, or set ORCHESTRA_DATABASE_URL"
-        ) from exc
-
-
 def ensure_prefect_auth(settings: Settings) -> str:
     """`user:password` of the Prefect server that we start: the operator's, else a generated one kept in a file."""
     if settings.prefect_auth_string:
@@ -139,8 +123,7 @@ def ensure_prefect_auth(settings: Settings) -> str:
 def _ensure_secret(path: Path, make: Callable[[], str]) -> str:
     try:
         if text := path.read_text().strip():
-            if problem := readable_by_others(path):
-                raise ConfigurationError(problem)
+            path.chmod(0o600)
             return text
     except FileNotFoundError:
         pass

@@ -14,7 +14,6 @@ from ai_task_orchestra.client import OrchestraClient
 from ai_task_orchestra.errors import (
     ConflictError,
     InvalidRequestError,
-    KeyLimitError,
     NotFoundError,
     OrchestraError,
     RefusedError,
@@ -109,7 +108,7 @@ async def test_every_other_endpoint_is_reached_as_the_reference_says() -> None:
         (409, ConflictError),
         (413, InvalidRequestError),
         (422, InvalidRequestError),
-        (429, KeyLimitError),
+        (429, InvalidRequestError),
         (500, UnreachableError),
         (503, UnreachableError),
     ],
