@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal, NotRequired, TypedDict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, Literal, NotRequired, TypedDict, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -72,6 +72,34 @@ class TaskDetail(TaskSummary):
     flow_run_url: NotRequired[str]
 
 
+class BatchReceipt(TypedDict):
+    """A batch just handed in: ids in the order of its tasks, and by name."""
+
+    id: str
+    created_at: str
+    ids: list[str]
+    tasks: dict[str, str]
+
+
+class BatchMember(TaskSummary):
+    """A task of a batch."""
+
+    name: NotRequired[str]
+    depends_on: list[str]
+    on_dependency_failure: NotRequired[Literal["run"]]
+    error: NotRequired[TaskError]
+
+
+class Batch(TypedDict):
+    """A batch: its tasks in the order they were handed in, and how many have each status."""
+
+    id: str
+    created_at: str
+    status: Status
+    counts: dict[str, int]
+    tasks: list[BatchMember]
+
+
 class PriorityChange(TypedDict):
     """The answer to a change of priority."""
 
@@ -119,6 +147,9 @@ class Validation(TypedDict):
     missing_parameters: list[str]
     invalid_parameters: list[str]
     errors: NotRequired[dict[str, str]]
+
+
+_Watched = TypeVar("_Watched", TaskDetail, Batch)
 
 
 class OrchestraClient:
@@ -200,6 +231,24 @@ class OrchestraClient:
         """Cancel a task that has not ended; it is shown as cancelled once its work has stopped."""
         await self._request("DELETE", f"/tasks/{_segment(task_id)}")
 
+    async def submit_batch(
+        self, tasks: Sequence[Mapping[str, Any]], *, idempotency_key: str | None = None
+    ) -> BatchReceipt:
+        """Hand in many tasks, all or none; each is a body of `submit`, with a name that others may use."""
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        body = {"tasks": [dict(task) for task in tasks]}
+        answer: BatchReceipt = await self._json("POST", "/tasks/batch", json=body, headers=headers)
+        return answer
+
+    async def batch(self, batch_id: str) -> Batch:
+        """One batch with its tasks."""
+        answer: Batch = await self._json("GET", f"/batches/{_segment(batch_id)}")
+        return answer
+
+    async def cancel_batch(self, batch_id: str) -> None:
+        """Cancel every task of a batch that has not ended."""
+        await self._request("DELETE", f"/batches/{_segment(batch_id)}")
+
     async def logs(self, task_id: str, *, limit: int = LOG_PAGE, offset: int = 0) -> list[LogLine]:
         """The log lines of a task, oldest first."""
         answer: list[LogLine] = await self._json(
@@ -236,19 +285,17 @@ class OrchestraClient:
         Raises:
             TimeoutError: it is not within `timeout_seconds`.
         """
-        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-        pause, last = FIRST_POLL_SECONDS, ""
-        while True:
-            task = await self.get(task_id)
-            if task["status"] != last and changed is not None:
-                changed(task)
-            last = task["status"]
-            if last in FINAL:
-                return task
-            if deadline is not None and time.monotonic() + pause > deadline:
-                raise TimeoutError(f"task {task_id} is still {last} after {timeout_seconds:g} s")
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.3, SLOWEST_POLL_SECONDS)
+        return await _until_final(f"task {task_id}", lambda: self.get(task_id), timeout_seconds, changed)
+
+    async def wait_batch(
+        self, batch_id: str, *, timeout_seconds: float | None = None, changed: Callable[[Batch], None] | None = None
+    ) -> Batch:
+        """The batch once all its tasks have ended. `changed` is called with each new status.
+
+        Raises:
+            TimeoutError: they have not within `timeout_seconds`.
+        """
+        return await _until_final(f"batch {batch_id}", lambda: self.batch(batch_id), timeout_seconds, changed)
 
     async def _json(self, method: str, path: str, **options: Any) -> Any:
         answer = await self._request(method, path, **options)
@@ -266,6 +313,28 @@ class OrchestraClient:
         if answer.is_success:
             return answer
         raise _error(answer, self.url)
+
+
+async def _until_final(
+    what: str,
+    look: Callable[[], Awaitable[_Watched]],
+    timeout_seconds: float | None,
+    changed: Callable[[_Watched], None] | None,
+) -> _Watched:
+    """Look until the status is final, less often the longer it takes."""
+    deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+    pause, last = FIRST_POLL_SECONDS, ""
+    while True:
+        found = await look()
+        if found["status"] != last and changed is not None:
+            changed(found)
+        last = found["status"]
+        if last in FINAL:
+            return found
+        if deadline is not None and time.monotonic() + pause > deadline:
+            raise TimeoutError(f"{what} is still {last} after {timeout_seconds:g} s")
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.3, SLOWEST_POLL_SECONDS)
 
 
 def _segment(text: str) -> str:

@@ -11,6 +11,8 @@
     │   ├── DependencyFailedError
     │   ├── IdempotencyMismatchError
     │   └── IdempotencyBusyError
+    ├── DependencyCycleError    the tasks of a batch wait for each other in a circle
+    ├── ResultReferenceError    a parameter refers to a result that is not there or can't be used
     ├── DispatchError           Prefect did not take a flow run
     ├── TemplateError           a template file that can't be used: path, line, reason
     ├── ParameterError          parameters that do not fit their template
@@ -102,6 +104,18 @@ class IdempotencyBusyError(ConflictError):
     """The first request with this Idempotency-Key is still being written."""
 
     code = "idempotency_busy"
+
+
+class DependencyCycleError(OrchestraError):
+    """The tasks depend on each other in a circle."""
+
+    code = "dependency_cycle"
+
+
+class ResultReferenceError(OrchestraError):
+    """A parameter refers to a result that can't be used."""
+
+    code = "reference"
 
 
 class DispatchError(OrchestraError):

@@ -97,7 +97,7 @@ class ParameterSpec(BaseModel):
         if self.required and self.default is not None:
             yield "default", "a required parameter has no default"
         for value in self.enum or ():
-            if reason := self._type_problem(value):
+            if reason := self.type_problem(value):
                 yield "enum", f"enum: each value {reason}"
         if self.default is not None and (reason := self.problem(self.default)):
             yield "default", f"default {reason}"
@@ -115,9 +115,10 @@ class ParameterSpec(BaseModel):
 
     def problem(self, value: Any) -> str | None:
         """Why `value` does not fit, without repeating it; None if it does."""
-        return self._type_problem(value) or self._range_problem(value) or self._pattern_problem(value)
+        return self.type_problem(value) or self._range_problem(value) or self._pattern_problem(value)
 
-    def _type_problem(self, value: Any) -> str | None:
+    def type_problem(self, value: Any) -> str | None:
+        """Why `value` is of another type; a part of `problem` that needs nothing of what is inside an array."""
         kind = kind_of(value)
         if kind != self.type and not (kind == "integer" and self.type == "number"):
             return f"must be {_WITH_ARTICLE[self.type]}, not {'null' if kind is None else _WITH_ARTICLE[kind]}"

@@ -6,7 +6,7 @@ Neither side imports the other; names of queues, states, tags, labels and artifa
 from __future__ import annotations
 
 from typing import Any, Final, Literal, NotRequired, TypedDict
-from uuid import UUID
+from uuid import UUID, uuid5
 
 PRIORITIES: Final = range(1, 11)
 DEFAULT_PRIORITY: Final = 5
@@ -26,6 +26,14 @@ CATALOG_MODULE: Final = "flows.catalog"
 LABEL_TASK: Final = "orchestra.task"
 LABEL_TENANT: Final = "orchestra.tenant"
 LABEL_PRIORITY: Final = "orchestra.priority"
+# How many nodes the graph of a run begins with: one for each task that it depends on (see `dependency_node`).
+LABEL_DEPENDENCIES: Final = "orchestra.dependencies"
+
+# Dependencies beyond this many share one node.
+MAX_DEPENDENCY_NODES: Final = 50
+
+# A tag on a flow run whose parameters still refer to results of other tasks: its steps must not run.
+TAG_AWAITING_RESULTS: Final = "awaiting-results"
 
 # A step's retries with at most this delay happen inside its flow run; longer ones are attempts of their own.
 IN_PLACE_RETRY_SECONDS: Final = 30.0
@@ -60,6 +68,25 @@ def priority_of_queue(name: str | None) -> int:
 def idempotency_key(task_id: str, generation: int) -> str:
     """The key under which a task's attempt is created in Prefect: creating it twice gives the same flow run."""
     return f"{task_id}:{generation}"
+
+
+def run_tags(task_id: str, priority: int, batch_id: UUID | None = None, *more: str) -> tuple[str, ...]:
+    """The tags of a task's flow run, by which people find it in Prefect's UI."""
+    batch = (f"batch:{batch_id}",) if batch_id else ()
+    return (queue_name(priority), f"task:{task_id}", *batch, *more)
+
+
+def dependency_nodes(dependencies: int) -> int:
+    """How many nodes stand for so many dependencies: one each and, where there are too many, one for the rest."""
+    return min(dependencies, MAX_DEPENDENCY_NODES) + (1 if dependencies > MAX_DEPENDENCY_NODES else 0)
+
+
+def dependency_node(flow_run_id: UUID, number: int) -> UUID:
+    """The id of the task run that stands for dependency `number` (from 0) in the graph of a flow run.
+
+    The API makes these task runs, the flow's first step waits for them: both only need to know how many there are.
+    """
+    return uuid5(flow_run_id, f"orchestra.dependency.{number}")
 
 
 def infrastructure_pid(worker: str, pid: int) -> str:
@@ -120,14 +147,14 @@ class StepRetry(TypedDict):
 class AttemptReport(TypedDict):
     """The data of the report artifact: written by the child before its run reaches a final state.
 
-    `retryable` stands beside `error`: whether another attempt may help. `step_retry`: the step that failed has retries
-    of its own which are attempts of the task.
+    The API writes one, without a worker, for a run that it fails itself. `retryable` stands beside `error`: whether
+    another attempt may help. `step_retry`: the step that failed has retries of its own which are attempts of the task.
     """
 
     version: Literal[1]
     task_id: str
     generation: int
-    worker: str
+    worker: NotRequired[str]
     result: NotRequired[dict[str, Any]]
     error: NotRequired[ErrorReport]
     retryable: NotRequired[bool]

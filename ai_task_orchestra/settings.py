@@ -77,6 +77,7 @@ class Settings(BaseSettings):
     max_parameters_bytes: Annotated[int, Field(gt=0)] = 512 * 1024
     max_nesting: Annotated[int, Field(gt=0)] = 64
     max_dependencies: Annotated[int, Field(gt=0)] = 1000
+    max_batch_tasks: Annotated[int, Field(gt=0)] = 500
     max_output_bytes: Annotated[int, Field(gt=0)] = 1024 * 1024
 
     # Time-outs.

@@ -17,6 +17,8 @@ from ai_task_orchestra.library import TemplateLibrary
 from ai_task_orchestra.settings import Settings
 from ai_task_orchestra.stack.environment import prefect_client_environment
 from api.adoption import Adoption
+from api.batch_service import BatchService
+from api.batch_store import BatchStore
 from api.cancellation import Cancellation
 from api.chores import Chores
 from api.database import dispose, open_engine, sessions_of
@@ -30,6 +32,7 @@ from api.polling import Polling
 from api.pools import Pools
 from api.prefect_gateway import HttpPrefectGateway
 from api.priorities import Priorities
+from api.results import Results
 from api.service import TaskService
 from api.task_store import TaskStore
 from api.wake import Wake
@@ -45,9 +48,10 @@ WORK_CONNECTIONS: Final = 12
 
 @dataclass(frozen=True)
 class Core:
-    """What the REST API uses: the tasks, and sessions to our database for its keys."""
+    """What the REST API uses: tasks, batches, and sessions to our database for its keys."""
 
     service: TaskService
+    batches: BatchService
     sessions: async_sessionmaker[AsyncSession]
 
 
@@ -87,7 +91,8 @@ async def open_core(
         )
         leading = asyncio.create_task(leader.run())
         stack.push_async_callback(_stop, leading)
-        yield Core(Parts.wire(settings, library, requests, gateway, wake, ours).service, requests)
+        parts = Parts.wire(settings, library, requests, gateway, wake, ours)
+        yield Core(parts.service, parts.batches, requests)
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,9 @@ class Parts:
     mirror: Mirror
     cancellation: Cancellation
     priorities: Priorities
+    results: Results
     service: TaskService
+    batches: BatchService
 
     @classmethod
     def wire(
@@ -121,7 +128,9 @@ class Parts:
         priorities = Priorities(sessions, gateway, mirror, wake)
         store = TaskStore(sessions, wake, settings.prefect_ui_url)
         service = TaskService(settings, sessions, store, gateway, cancellation, priorities)
-        return cls(sessions, gateway, wake, pools, mirror, cancellation, priorities, service)
+        batches = BatchService(settings, BatchStore(sessions, wake, store))
+        results = Results(settings, sessions, library, gateway)
+        return cls(sessions, gateway, wake, pools, mirror, cancellation, priorities, results, service, batches)
 
 
 async def _work(settings: Settings, parts: Parts) -> None:
@@ -130,7 +139,7 @@ async def _work(settings: Settings, parts: Parts) -> None:
     polling = Polling(*seen, parts.pools)
     leases = Leases(*seen, parts.pools, settings.worker_lease_seconds)
     chores = Chores(parts.sessions, parts.gateway, parts.cancellation, parts.priorities)
-    dispatcher = Dispatcher(settings, *seen, parts.cancellation, parts.pools, parts.wake)
+    dispatcher = Dispatcher(settings, *seen, parts.cancellation, parts.results, parts.pools, parts.wake)
     lease_look_seconds = settings.worker_lease_seconds / LOOKS_PER_LEASE
     async with asyncio.TaskGroup() as group:
         group.create_task(Hints(parts.gateway, parts.mirror).run())

@@ -7,7 +7,7 @@ A submission locks the rows it depends on (FOR SHARE): it either sees the end, o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from uuid import UUID
 
 from sqlalchemy import text
@@ -75,37 +75,38 @@ _CANCEL = text(
 )
 
 
-async def settle(session: AsyncSession, task_id: UUID, status: str) -> list[UUID]:
-    """Release or cancel what waits for a task that has just ended as `status`; its row is locked by the caller.
+async def settle(session: AsyncSession, ended: Sequence[UUID], status: str) -> list[UUID]:
+    """Release or cancel what waits for tasks that have just ended as `status`; their rows are locked by the caller.
 
-    Returns the tasks cancelled for it, transitively.
+    Returns the tasks cancelled for them, transitively.
     """
     cancelled: list[UUID] = []
     if status != "completed":
-        cancelled = await _cancel_dependents(session, task_id, status)
-    await _count_down(session, [task_id, *cancelled])
+        cancelled = await _cancel_dependents(session, ended, status)
+    await _count_down(session, [*ended, *cancelled])
     return cancelled
 
 
-async def _cancel_dependents(session: AsyncSession, root: UUID, status: str) -> list[UUID]:
+async def _cancel_dependents(session: AsyncSession, roots: Sequence[UUID], status: str) -> list[UUID]:
     """Cancel until nothing more is found: a dependent that was accepted before its dependency was locked is new."""
     cancelled: list[UUID] = []
-    ended = [root]
+    ended = list(roots)
     while ended:
         doomed = {row.id: row.via for row in await session.execute(_DOOMED, {"ended": ended})}
         locked = await _lock(session, doomed)
-        messages = [_cause(doomed[task_id], root, status) for task_id in locked]
+        messages = [_cause(doomed[task_id], roots, status) for task_id in locked]
         result = await session.execute(_CANCEL, {"ids": locked, "messages": messages})
         ended = list(result.scalars())
         cancelled += ended
     return cancelled
 
 
-def _cause(via: UUID, root: UUID, status: str) -> str:
+def _cause(via: UUID, roots: Sequence[UUID], status: str) -> str:
     word = "failed" if status == "failed" else "was cancelled"
-    if via == root:
-        return f"The task {root} that this one depends on {word}."
-    return f"The task {via} that this one depends on was cancelled, because the task {root} {word}."
+    if via in roots:
+        return f"The task {via} that this one depends on {word}."
+    cause = f"the task {roots[0]}" if len(roots) == 1 else "one before it"
+    return f"The task {via} that this one depends on was cancelled, because {cause} {word}."
 
 
 async def _count_down(session: AsyncSession, ended: Iterable[UUID]) -> None:

@@ -23,8 +23,10 @@ CHORES: Final = 200
 # An adopted run that is scheduled for later keeps its place in Prefect.
 _RUNNABLE = text(
     """
-    SELECT id, generation, phase, template, deployment_id, flow_run_id FROM (
-        SELECT id, generation, phase, template, deployment_id, flow_run_id, priority, seq, cancel_requested_at
+    SELECT id, generation, phase, template, deployment_id, flow_run_id, priority, batch_id,
+        refers_to IS NOT NULL AS refers
+    FROM (
+        SELECT *
         FROM task
         WHERE work_pool = :pool AND status = 'queued' AND unresolved = 0
             AND (not_before IS NULL OR not_before <= now() OR adopted)
@@ -39,8 +41,10 @@ _RUNNABLE = text(
 # Those that wait for others are shown in Prefect too, the oldest first.
 _WAITING_FOR_OTHERS = text(
     """
-    SELECT id, generation, phase, template, deployment_id, flow_run_id FROM (
-        SELECT id, generation, phase, template, deployment_id, flow_run_id, seq
+    SELECT id, generation, phase, template, deployment_id, flow_run_id, priority, batch_id,
+        refers_to IS NOT NULL AS refers
+    FROM (
+        SELECT *
         FROM task WHERE work_pool = :pool AND status = 'queued' AND unresolved > 0
         ORDER BY seq LIMIT :window
     ) oldest
@@ -52,7 +56,9 @@ _WAITING_FOR_OTHERS = text(
 # A row that ended while its flow run was being created: that run may exist by now.
 _LEFT_OVER = text(
     """
-    SELECT id, generation, phase, template, deployment_id, flow_run_id FROM task
+    SELECT id, generation, phase, template, deployment_id, flow_run_id, priority, batch_id,
+        refers_to IS NOT NULL AS refers
+    FROM task
     WHERE phase = 'creating' AND status NOT IN ('queued', 'running')
     """
 )
@@ -60,7 +66,7 @@ _LEFT_OVER = text(
 
 @dataclass(frozen=True)
 class Candidate:
-    """A row whose flow run is to be created or released."""
+    """A row whose flow run is to be created or released. `refers`: its parameters hold references to results."""
 
     id: UUID
     generation: int
@@ -68,6 +74,9 @@ class Candidate:
     template: str
     deployment_id: UUID | None
     flow_run_id: UUID | None
+    priority: int
+    batch_id: UUID | None
+    refers: bool
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,7 @@ class Order:
     """A row marked as being created, with what its flow run is made from.
 
     `due`: when an adopted run is to start, as Prefect had it. Everybody else's time has come when they are dispatched.
+    `refers`: there are references in the parameters; `dependencies`: how many tasks it depends on, ended or not.
     """
 
     id: UUID
@@ -86,6 +96,9 @@ class Order:
     unresolved: int
     is_over: bool
     due: datetime | None
+    batch_id: UUID | None
+    refers: bool
+    dependencies: int
 
 
 class DispatchStore:
@@ -129,6 +142,9 @@ class DispatchStore:
                 TASK.c.unresolved,
                 (TASK.c.cancel_requested_at.is_not(None) | TASK.c.status.not_in(("queued", "running"))).label("over"),
                 case((TASK.c.adopted, TASK.c.not_before)).label("due"),
+                TASK.c.batch_id,
+                TASK.c.refers_to.is_not(None).label("refers"),
+                func.cardinality(TASK.c.depends_on),
             )
         )
         async with self._sessions.begin() as session:

@@ -6,7 +6,8 @@
 3. The flow run is created in the queue of its priority: ready, or held if it waits for others. What was cancelled in
    the meantime is created Cancelled: that is the only answer which makes sure that no live run turns up later.
 4. The mirror brings the row in line with the run.
-A held run whose dependencies are completed is claimed, so that nobody can start it meanwhile, and made ready.
+A held run whose dependencies are completed is claimed, so that nobody can start it meanwhile, gets the results that
+its parameters refer to (`api.results`), and is made ready.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from api.models import Phase
 from api.pools import Pools
 from api.prefect_http import PrefectRefusedError, PrefectUnreachableError
 from api.prefect_types import CANCELLED, FINAL_STATES, PENDING, SCHEDULED, FlowRun, NewRun
+from api.results import Results
 from api.transitions import RELEASE, transition_id
 from api.wake import Wake
 
@@ -71,10 +73,11 @@ class Dispatcher:
         gateway: PrefectGateway,
         mirror: Mirror,
         cancellation: Cancellation,
+        results: Results,
         pools: Pools,
         wake: Wake,
     ) -> None:
-        self._settings, self._sessions, self._gateway = settings, sessions, gateway
+        self._settings, self._sessions, self._gateway, self._results = settings, sessions, gateway, results
         self._mirror, self._cancellation, self._pools, self._wake = mirror, cancellation, pools, wake
         self._store = DispatchStore(sessions)
         self._deployments = Deployments(gateway)
@@ -179,21 +182,17 @@ class Dispatcher:
         state_type, state_name, message, when = SCHEDULED, protocol.STATE_QUEUED, None, order.due
         if order.is_over:
             state_type, state_name, message, when = CANCELLED, "Cancelled", "Cancelled before it was created.", None
-        elif order.unresolved:
+        elif order.unresolved or order.refers:
             # Created Pending, which no worker polls, since the first state decides where the UI sorts a run.
             state_type, state_name, when = PENDING, protocol.STATE_HELD, None
-            message = f"Waits for {order.unresolved} other task{'s' if order.unresolved > 1 else ''}."
+            message = _why_held(order)
         return NewRun(
             name=f"{order.template}-{str(order.id)[:8]}",
             idempotency_key=protocol.idempotency_key(str(order.id), order.generation),
             parameters=order.parameters,
             work_queue=protocol.queue_name(order.priority),
-            tags=(protocol.queue_name(order.priority), f"task:{order.id}"),
-            labels={
-                protocol.LABEL_TASK: str(order.id),
-                protocol.LABEL_TENANT: order.tenant,
-                protocol.LABEL_PRIORITY: str(order.priority),
-            },
+            tags=protocol.run_tags(str(order.id), order.priority, order.batch_id, *_waits_for_results(order)),
+            labels=_labels(order),
             state_type=state_type,
             state_name=state_name,
             state_message=message,
@@ -222,7 +221,7 @@ class Dispatcher:
         taken = await claim(self._gateway, run_id, RELEASE)
         if taken is Claim.BUSY:
             return False
-        if taken is Claim.OURS:
+        if taken is Claim.OURS and await self._results.hand_over(candidate, run_id):
             await self._gateway.propose(
                 run_id, SCHEDULED, name=protocol.STATE_QUEUED, transition_id=transition_id(run_id, "released")
             )
@@ -243,6 +242,8 @@ class Dispatcher:
             if task is not None and not task.is_final and task.generation == candidate.generation:
                 why = {"type": "dispatch", "message": str(error)}
                 await live_store.finish(session, task, "failed", error=why)
+                if task.flow_run_id is not None:  # a held one that could not be released
+                    await live_store.dispose(session, task.flow_run_id, task.id, live_store.CANCEL)
         self._refusals.pop(candidate.id, None)
 
     def _put_off(self, candidate: Candidate, at_most: float = LONGEST_BACKOFF_SECONDS) -> None:
@@ -252,3 +253,24 @@ class Dispatcher:
         _, delay = self._backoff.get(candidate.id, (0.0, 0.0))
         delay = min(max(2 * delay, FIRST_BACKOFF_SECONDS), at_most)
         self._backoff[candidate.id] = (now + delay, delay)
+
+
+def _labels(order: Order) -> dict[str, str]:
+    labels = {
+        protocol.LABEL_TASK: str(order.id),
+        protocol.LABEL_TENANT: order.tenant,
+        protocol.LABEL_PRIORITY: str(order.priority),
+    }
+    if order.dependencies:
+        labels[protocol.LABEL_DEPENDENCIES] = str(protocol.dependency_nodes(order.dependencies))
+    return labels
+
+
+def _why_held(order: Order) -> str:
+    if not order.unresolved:
+        return "Its parameters are being completed with results of other tasks."
+    return f"Waits for {order.unresolved} other task{'s' if order.unresolved > 1 else ''}."
+
+
+def _waits_for_results(order: Order) -> tuple[str, ...]:
+    return (protocol.TAG_AWAITING_RESULTS,) if order.refers else ()

@@ -69,18 +69,38 @@ COUNTED: Final[Responses] = {
     200: {"headers": _header("X-Total-Count", "How many there are in all.", {"type": "integer"})}
 }
 
-REQUEST_BODY_TASK: Final[dict[str, Any]] = {
-    "parameters": [
-        {
-            "name": "Idempotency-Key",
-            "in": "header",
-            "required": False,
-            "description": "Sent again with the same body, it answers the task of the first request.",
-            "schema": {"type": "string", "pattern": r"^[!-~]+$", "minLength": 1, "maxLength": MAX_IDEMPOTENCY_KEY},
-        }
-    ],
-    "requestBody": _body(schemas.TaskRequest.model_json_schema()),
+BATCH_CREATED: Final[Responses] = {
+    200: {
+        "model": schemas.BatchAccepted,
+        "description": "The batch of an earlier request with this Idempotency-Key.",
+        "headers": _header("Location", "Where the batch can be read.") | _header("Idempotent-Replayed", "`true`"),
+    },
+    201: {"headers": _header("Location", "Where the batch can be read.")},
 }
+
+
+def _idempotent(schema: dict[str, Any]) -> dict[str, Any]:
+    """A request that a header makes safe to send twice."""
+    key = {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "required": False,
+        "description": "Sent again with the same body, it answers what the first request made.",
+        "schema": {"type": "string", "pattern": r"^[!-~]+$", "minLength": 1, "maxLength": MAX_IDEMPOTENCY_KEY},
+    }
+    return {"parameters": [key], "requestBody": _body(schema)}
+
+
+def _batch_schema() -> dict[str, Any]:
+    """In one piece: references inside it would be looked for at the document's root."""
+    schema = schemas.BatchRequest.model_json_schema()
+    [(_, item)] = schema.pop("$defs").items()
+    schema["properties"]["tasks"]["items"] = item
+    return schema
+
+
+REQUEST_BODY_TASK: Final[dict[str, Any]] = _idempotent(schemas.TaskRequest.model_json_schema())
+REQUEST_BODY_BATCH: Final[dict[str, Any]] = _idempotent(_batch_schema())
 
 REQUEST_BODY_PARAMETERS: Final[dict[str, Any]] = {
     "requestBody": _body({"type": "object", "title": "Parameters by name", "examples": [examples.INFERENCE_PARAMETERS]})

@@ -30,6 +30,7 @@ STATUSES: Final[dict[type[BaseException], int]] = {
     domain.NotFoundError: 404,
     domain.ConflictError: 409,
     domain.IdempotencyMismatchError: 422,
+    domain.DependencyCycleError: 422,
     domain.ParameterError: 400,
     domain.UnreachableError: 503,
     domain.DispatchError: 503,
@@ -134,14 +135,19 @@ async def _api_error(_: Request, error: ApiError) -> JsonAnswer:
     return error.answer()
 
 
-async def _domain_error(_: Request, error: domain.OrchestraError) -> JsonAnswer:
+def domain_error(error: domain.OrchestraError) -> ApiError:
+    """The answer to a domain error. One that has none is raised again: the envelope logs it and hides its text."""
     if isinstance(error, domain.ParameterError):
-        return parameter_error(error).answer()
+        return parameter_error(error)
     status = status_of(error)
     if status == 500:
-        raise error  # the envelope logs it and hides its text
+        raise error
     headers = {"Retry-After": RETRY_AFTER_SECONDS} if status == 503 else None
-    return ApiError(status, error.code, error.message, headers=headers).answer()
+    return ApiError(status, error.code, error.message, headers=headers)
+
+
+async def _domain_error(_: Request, error: domain.OrchestraError) -> JsonAnswer:
+    return domain_error(error).answer()
 
 
 async def _validation_error(_: Request, error: RequestValidationError) -> JsonAnswer:

@@ -80,3 +80,45 @@ TEMPLATE_DETAIL: Final[dict[str, Any]] = TEMPLATE_SUMMARY | {
 VALIDATION: Final[dict[str, Any]] = {"valid": True, "missing_parameters": [], "invalid_parameters": []}
 
 PROBLEM: Final[dict[str, Any]] = {"detail": "There is no task with this id.", "code": "not_found"}
+
+_DRAFT: Final = "8c1f2f0e-6f6a-4a51-9a53-0d1f6f7f2c11"
+_REVIEW: Final = "1b0a6a55-4e0c-4b0e-8d57-6b1f0c3f9d02"
+
+BATCH_REQUEST: Final[dict[str, Any]] = {
+    "tasks": [
+        {"name": "draft", "template": "ollama-inference", "parameters": INFERENCE_PARAMETERS},
+        {
+            "name": "review",
+            "template": "ollama-inference",
+            "parameters": {"model": "llama3.1:8b", "prompt": {"$result": "draft", "path": "output"}},
+            "priority": 7,
+            "depends_on": ["draft"],
+        },
+    ]
+}
+
+BATCH_ACCEPTED: Final[dict[str, Any]] = {
+    "id": "5f0c9f0e-0d39-4d0a-93a4-7c1d58d3f2aa",
+    "created_at": "2025-08-09T10:30:00.000000Z",
+    "ids": [_DRAFT, _REVIEW],
+    "tasks": {"draft": _DRAFT, "review": _REVIEW},
+}
+
+BATCH_DETAIL: Final[dict[str, Any]] = {
+    "id": "5f0c9f0e-0d39-4d0a-93a4-7c1d58d3f2aa",
+    "created_at": "2025-08-09T10:30:00.000000Z",
+    "status": "running",
+    "counts": {"queued": 1, "running": 0, "completed": 1, "failed": 0, "cancelled": 0},
+    "tasks": [
+        TASK_GROUPED | {"name": "draft", "depends_on": []},
+        {
+            "id": _REVIEW,
+            "name": "review",
+            "status": "queued",
+            "priority": 7,
+            "created_at": "2025-08-09T10:30:00.000000Z",
+            "template": "ollama-inference",
+            "depends_on": [_DRAFT],
+        },
+    ],
+}

@@ -50,6 +50,10 @@ class PrefectGateway(Protocol):
         """Propose a state; proposing it again under the same `transition_id` changes nothing. None: no such run."""
         ...
 
+    async def set_parameters(self, run_id: UUID, parameters: Mapping[str, Any], *, tags: Collection[str]) -> None:
+        """Replace a run's parameters and tags; a run that is gone is no error."""
+        ...
+
     async def delete_run(self, run_id: UUID) -> None:
         """Delete a run; one that is gone already is no error."""
         ...
@@ -68,6 +72,10 @@ class PrefectGateway(Protocol):
 
     async def reports(self, run_ids: Collection[UUID]) -> dict[UUID, Mapping[str, Any]]:
         """The report artifact of each of `run_ids` (at most `PAGE`) that wrote one; the latest counts."""
+        ...
+
+    async def write_report(self, run_id: UUID, report: Mapping[str, Any]) -> None:
+        """Write the report artifact of a run that never ran (`protocol.AttemptReport`)."""
         ...
 
     async def workers(self, pool: str) -> list[Worker]:

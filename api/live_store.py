@@ -71,6 +71,11 @@ class LiveTask:
         return self.status not in LIVE
 
     @property
+    def is_untouched(self) -> bool:
+        """No worker can have seen it: there is no flow run, or one that waits for other tasks."""
+        return self.phase == Phase.WAITING or (self.phase == Phase.HELD and self.unresolved > 0)
+
+    @property
     def standing(self) -> Standing:
         return Standing(
             cancel_requested=self.cancel_requested_at is not None,
@@ -150,7 +155,26 @@ async def finish(
     """
     ended = {"status": status, "completed_at": at or func.now(), "phase": phase, "move_to": None}
     await session.execute(_live(task).values(ended | columns))
-    return await settle(session, task.id, status)
+    return await settle(session, [task.id], status)
+
+
+async def cancel_batch(session: AsyncSession, batch_id: UUID) -> None:
+    """Cancel the tasks of a batch: those that nobody can have begun here and now, for the others the wish is recorded.
+
+    All are locked first, in the order of `seq`.
+    """
+    wanted = select(*_COLUMNS).where(TASK.c.batch_id == batch_id, TASK.c.status.in_(LIVE)).order_by(TASK.c.seq)
+    tasks = [LiveTask(*row) for row in await session.execute(wanted.with_for_update(key_share=True))]
+    now = {task.id: task for task in tasks if task.is_untouched}
+    ended = {"status": "cancelled", "completed_at": func.now(), "phase": Phase.ENDED, "move_to": None}
+    await session.execute(update(TASK).where(TASK.c.id.in_(now)).values(ended))
+    for task in now.values():
+        if task.flow_run_id is not None:
+            await dispose(session, task.flow_run_id, task.id, CANCEL)
+    later = [task.id for task in tasks if task.id not in now]
+    wish = {"cancel_requested_at": func.coalesce(TASK.c.cancel_requested_at, func.now())}
+    await session.execute(update(TASK).where(TASK.c.id.in_(later)).values(wish))
+    await settle(session, list(now), "cancelled")
 
 
 async def end_phase(session: AsyncSession, task_id: UUID) -> None:

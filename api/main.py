@@ -28,11 +28,12 @@ from ai_task_orchestra.logs import configure_logging
 from ai_task_orchestra.settings import Settings, load_settings
 from api import documentation, errors
 from api.auth import FailureCount, KeyLookup, KeyRing, authenticate
+from api.batch_service import BatchService
 from api.core import open_core
 from api.envelope import RequestEnvelope
 from api.keys import ApiKeyStore
 from api.rooms import Rooms
-from api.routes import health, tasks, templates
+from api.routes import batches, health, tasks, templates
 from api.service import TaskService
 from api.startup import require_keys
 from api.template_watch import TemplateWatch, run_bootstrap
@@ -46,6 +47,9 @@ class OpenCore(Protocol):
 
     @property
     def service(self) -> TaskService: ...
+
+    @property
+    def batches(self) -> BatchService: ...
 
     @property
     def sessions(self) -> Any: ...
@@ -95,6 +99,7 @@ def create_app(
 def _add_api(app: FastAPI) -> None:
     """Everything under `/api/v1`, behind the key, and at its end the answer for what does not exist."""
     api = APIRouter(prefix=PREFIX, dependencies=[Depends(authenticate)], responses=documentation.EVERYWHERE)
+    api.include_router(batches.router)
     api.include_router(tasks.router)
     api.include_router(templates.router)
     before = len(app.router.routes)
@@ -118,7 +123,7 @@ async def _lifespan(
         await require_keys(settings, keys)
         # 4.
         await stack.enter_async_context(TemplateWatch(library, partial(run_bootstrap, settings)).running())
-        app.state.rooms = Rooms(settings=settings, library=library, tasks=core.service, keys=keys)
+        app.state.rooms = Rooms(settings=settings, library=library, tasks=core.service, batches=core.batches, keys=keys)
         yield
 
 

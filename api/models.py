@@ -88,6 +88,16 @@ class TaskRecord(SQLModel, table=True):
         Index("task_worker", "worker", postgresql_where=_LIVE_ROWS),
         Index("task_running", "seq", postgresql_where=text("status = 'running'")),
         Index("task_creating", "seq", postgresql_where=text("phase = 'creating'")),
+        Index("task_batch", "batch_id", postgresql_where=text("batch_id IS NOT NULL")),
+        Index("task_unshown", "seq", postgresql_where=text("batch_id IS NOT NULL AND shown IS DISTINCT FROM status")),
+        Index(
+            "task_without_nodes",
+            "seq",
+            postgresql_where=text(
+                "depends_on <> '{}' AND unresolved = 0 AND status <> 'queued' "
+                "AND flow_run_id IS NOT NULL AND nodes_run_id IS DISTINCT FROM flow_run_id"
+            ),
+        ),
     )
 
     id: uuid.UUID = Field(sa_column=Column(Uuid, primary_key=True))
@@ -113,6 +123,16 @@ class TaskRecord(SQLModel, table=True):
     on_dependency_failure: str = Field(sa_column=Column(Text, nullable=False, server_default="cancel"))
     #: Dependencies that are not satisfied yet; 0 = runnable.
     unresolved: int = Field(sa_column=Column(BigInteger, nullable=False, server_default="0"))
+    #: What the references in `parameters` say -> the task's id; None: the parameters hold no reference.
+    refers_to: dict[str, str] | None = Field(default=None, sa_column=_json())
+    #: The flow run in whose graph the dependencies have been shown.
+    nodes_run_id: uuid.UUID | None = Field(default=None, sa_column=Column(Uuid))
+
+    batch_id: uuid.UUID | None = Field(default=None, sa_column=Column(Uuid, ForeignKey("batch.id")))
+    #: What its batch calls it.
+    name: str | None = Field(default=None, sa_column=Column(Text))
+    #: The status that the batch's group in Prefect shows.
+    shown: str | None = Field(default=None, sa_column=Column(Text))
 
     #: True for a flow run that somebody made in Prefect.
     adopted: bool = Field(default=False, nullable=False, sa_column_kwargs={"server_default": text("false")})
@@ -157,6 +177,27 @@ class DependencyRecord(SQLModel, table=True):
     task_id: uuid.UUID = Field(sa_column=Column(Uuid, ForeignKey("task.id", ondelete="CASCADE"), primary_key=True))
     upstream_id: uuid.UUID = Field(sa_column=Column(Uuid, ForeignKey("task.id", ondelete="CASCADE"), primary_key=True))
     resolved: bool = Field(default=False, nullable=False)
+
+
+class BatchRecord(SQLModel, table=True):
+    """Tasks that were accepted together. `task_ids` are in the order of the request."""
+
+    __tablename__ = "batch"
+    __table_args__ = (
+        Index("batch_idempotency", "tenant", "idempotency_key", unique=True),
+        Index("batch_open", "created_at", postgresql_where=text("closed_at IS NULL")),
+    )
+
+    id: uuid.UUID = Field(sa_column=Column(Uuid, primary_key=True))
+    tenant: str = Field(sa_column=Column(Text, nullable=False))
+    created_at: datetime = Field(sa_column=_moment(nullable=False, now=True))
+    task_ids: list[uuid.UUID] = Field(sa_column=Column(ARRAY(Uuid), nullable=False))
+    idempotency_key: str | None = Field(default=None, sa_column=Column(Text))
+    body_hash: str | None = Field(default=None, sa_column=Column(Text))
+    #: The flow run that shows the batch as one group in Prefect.
+    group_run_id: uuid.UUID | None = Field(default=None, sa_column=Column(Uuid))
+    #: When the group was given its final state; nothing is left to show.
+    closed_at: datetime | None = Field(default=None, sa_column=_moment())
 
 
 class AttemptRecord(SQLModel, table=True):

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from uuid import UUID
 
 from ai_task_orchestra.errors import DispatchError, UnreachableError
-from ai_task_orchestra.protocol import REPORT_ARTIFACT_TYPE
+from ai_task_orchestra.protocol import REPORT_ARTIFACT_DESCRIPTION, REPORT_ARTIFACT_TYPE
 from api import prefect_events
 from api.gateway import PAGE
 from api.prefect_http import PrefectHttp, PrefectRefusedError
@@ -87,6 +87,9 @@ class HttpPrefectGateway:
         new = RunState.parse(data["state"]) if data.get("state") else None
         return StateAnswer(data["status"] == "ACCEPT", new, (data.get("details") or {}).get("reason"))
 
+    async def set_parameters(self, run_id: UUID, parameters: Mapping[str, Any], *, tags: Collection[str]) -> None:
+        await self._unless_missing("PATCH", f"/flow_runs/{run_id}", {"parameters": parameters, "tags": list(tags)})
+
     async def delete_run(self, run_id: UUID) -> None:
         await self._unless_missing("DELETE", f"/flow_runs/{run_id}")
 
@@ -130,6 +133,15 @@ class HttpPrefectGateway:
             if report is not None:
                 found.setdefault(UUID(item["flow_run_id"]), report)
         return found
+
+    async def write_report(self, run_id: UUID, report: Mapping[str, Any]) -> None:
+        body = {
+            "type": REPORT_ARTIFACT_TYPE,
+            "description": REPORT_ARTIFACT_DESCRIPTION,
+            "data": dict(report),
+            "flow_run_id": str(run_id),
+        }
+        await self._http.post("/artifacts/", body)
 
     async def workers(self, pool: str) -> list[Worker]:
         found: list[Worker] = []

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 if TYPE_CHECKING:
     from ai_task_orchestra.template import TemplateSpec
-    from api.views import LogLine, TaskView
+    from api.views import BatchSubmission, BatchView, LogLine, TaskView
 
 STATUSES = ("queued", "running", "completed", "failed", "cancelled")
 
@@ -38,7 +38,10 @@ _DETAILED = (
     "attempts",
     "flow_run_id",
     "flow_run_url",
+    "batch_id",
+    "name",
 )
+_MEMBER = ("id", "name", *_GROUPED[1:], "depends_on", "error")
 
 
 class JsonAnswer(Response):
@@ -80,6 +83,17 @@ def detailed(task: TaskView) -> dict[str, Any]:
 def reprioritised(task: TaskView) -> dict[str, Any]:
     """What changing a priority answers."""
     return _pick(task, ("id", "priority", "status"))
+
+
+def batch_accepted(batch: BatchSubmission) -> dict[str, Any]:
+    """A batch as `POST /tasks/batch` answers it."""
+    return _pick(batch, ("id", "created_at", "ids")) | {"tasks": batch.names}
+
+
+def batch_detail(batch: BatchView) -> dict[str, Any]:
+    """A batch as `GET /batches/{id}` shows it."""
+    members = [_pick(task, _MEMBER) | _policy(task) for task in batch.tasks]
+    return _pick(batch, ("id", "created_at", "status", "counts")) | {"tasks": members}
 
 
 def log_line(line: LogLine) -> dict[str, Any]:

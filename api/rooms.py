@@ -12,6 +12,7 @@ from ai_task_orchestra.settings import Settings
 if TYPE_CHECKING:
     from ai_task_orchestra.library import TemplateLibrary
     from api.auth import KeyRing
+    from api.batch_service import BatchService
     from api.service import TaskService
 
 
@@ -22,6 +23,7 @@ class Rooms:
     settings: Settings
     library: TemplateLibrary
     tasks: TaskService
+    batches: BatchService
     keys: KeyRing
 
 

@@ -38,6 +38,32 @@ class TaskRequest(BaseModel):
     )
 
 
+class BatchTask(TaskRequest):
+    """One task of a batch: a request to run a template, with a name that others in the batch may use."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.BATCH_REQUEST["tasks"][1]]})
+
+    # Absent rather than null, as everywhere: the default is no value that could be sent.
+    name: str = Field(
+        default_factory=str,
+        min_length=1,
+        max_length=100,
+        pattern=r"^[^\x00-\x1f\x7f]+$",
+        description="What others in the batch may call it, in `depends_on` and in references; unique in the batch.",
+    )
+    depends_on: list[str] = Field(
+        default_factory=list, description="Names of tasks in the batch, or ids of tasks; repeats count once."
+    )
+
+
+class BatchRequest(BaseModel):
+    """Tasks to be accepted together: all or none."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [examples.BATCH_REQUEST]})
+
+    tasks: list[BatchTask] = Field(min_length=1, description="At most 500, unless the server is set otherwise.")
+
+
 _Shape = TypeVar("_Shape", bound=type)
 
 
@@ -149,6 +175,63 @@ class TaskDetail(TypedDict):
     attempts: list[Attempt]
     flow_run_id: NotRequired[str]
     flow_run_url: NotRequired[Annotated[str, Field(description="The run's page in the Prefect UI.")]]
+    batch_id: NotRequired[Annotated[str, Field(description="The batch it was accepted with.")]]
+    name: NotRequired[Annotated[str, Field(description="What its batch calls it.")]]
+
+
+@_exactly(examples.BATCH_ACCEPTED)
+class BatchAccepted(TypedDict):
+    """A batch just accepted."""
+
+    id: str
+    created_at: datetime
+    ids: Annotated[list[str], Field(description="The tasks' ids in the order of the request.")]
+    tasks: Annotated[dict[str, str], Field(description="The ids of the tasks that have a name, by name.")]
+
+
+@_exactly()
+class BatchMember(TypedDict):
+    """A task of a batch."""
+
+    id: str
+    name: NotRequired[str]
+    status: Status
+    priority: Priority
+    created_at: datetime
+    started_at: NotRequired[datetime]
+    completed_at: NotRequired[datetime]
+    template: str
+    depends_on: list[str]
+    on_dependency_failure: NotRequired[Literal["run"]]
+    error: NotRequired[TaskError]
+
+
+@_exactly()
+class Counts(TypedDict):
+    """How many tasks have each status."""
+
+    queued: int
+    running: int
+    completed: int
+    failed: int
+    cancelled: int
+
+
+@_exactly(examples.BATCH_DETAIL)
+class BatchDetail(TypedDict):
+    """A batch as it is now."""
+
+    id: str
+    created_at: datetime
+    status: Annotated[
+        Status,
+        Field(
+            description="`queued` until a task has begun, `running` until all have ended; then `failed` if one failed, "
+            "else `cancelled` if one was cancelled, else `completed`."
+        ),
+    ]
+    counts: Counts
+    tasks: Annotated[list[BatchMember], Field(description="In the order of the request.")]
 
 
 @_exactly(examples.PRIORITY_CHANGED)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from ai_task_orchestra.errors import ConflictError, NotFoundError, ParameterError, UnknownDependencyError
+from ai_task_orchestra.errors import ConflictError, NotFoundError, UnknownDependencyError
 from ai_task_orchestra.settings import Settings
+from api import plain_data
 from api.cancellation import Cancellation
 from api.gateway import PAGE, PrefectGateway
 from api.priorities import Priorities
-from api.task_store import Acceptance, TaskStore
+from api.task_store import Acceptance, TaskStore, columns_of
 from api.views import AttemptView, LogLine, NewTask, OnDependencyFailure, Submission, TaskView
 
 __all__ = ["AttemptView", "LogLine", "NewTask", "OnDependencyFailure", "Submission", "TaskService", "TaskView"]
@@ -27,8 +27,6 @@ logger = logging.getLogger(__name__)
 TaskPage: TypeAlias = tuple[list[TaskView], int]
 LogLines: TypeAlias = list[LogLine]
 
-#: A dictionary with this key is a program to Prefect, which would run it (templates, workspace variables).
-PREFECT_KIND: Final = "__prefect_kind"
 READY_SECONDS: Final = 4.0
 MAX_SHOWN_ID: Final = 80
 
@@ -58,21 +56,10 @@ class TaskService:
             IdempotencyMismatchError, IdempotencyBusyError: see `idempotency_key`.
             ParameterError: a parameter that Prefect would not take as plain data.
         """
-        _refuse_programs(new.parameters)
+        plain_data.refuse_programs(new.parameters)
         depends_on = [_upstream_id(text) for text in new.depends_on]
-        columns: dict[str, Any] = {
-            "template": new.template.name,
-            "parameters": new.parameters,
-            "priority": new.priority,
-            "depends_on": depends_on,
-            "on_dependency_failure": new.on_dependency_failure,
-            "work_pool": new.template.work_pool or self._settings.work_pool,
-            "retries": new.template.retries,
-            "retry_delay_seconds": new.template.retry_delay_seconds,
-            "on_worker_loss": new.template.on_worker_loss,
-        }
         acceptance = Acceptance(
-            columns=columns,
+            columns=columns_of(new, self._settings.work_pool) | {"depends_on": depends_on},
             tenant=tenant,
             upstream=list(dict.fromkeys(depends_on)),
             runs_anyway=new.on_dependency_failure == "run",
@@ -187,29 +174,3 @@ def _upstream_id(text: str) -> UUID:
         return UUID(text)
     except ValueError as exc:
         raise UnknownDependencyError(f"depends_on: there is no task {text[:MAX_SHOWN_ID]!r}.") from exc
-
-
-def _refuse_programs(parameters: dict[str, Any]) -> None:
-    """Refuse what Prefect would evaluate: there is no way to send such a dictionary to it as plain data."""
-    reason = f"holds an object with the key {PREFECT_KIND!r}, which Prefect would evaluate"
-    problems = {name: reason for name, value in parameters.items() if _has_program(value)}
-    if PREFECT_KIND in parameters:
-        problems[PREFECT_KIND] = "is a name that Prefect keeps for itself"
-    if problems:
-        raise ParameterError(problems)
-
-
-def _has_program(value: Any) -> bool:
-    return any(isinstance(part, dict) and PREFECT_KIND in part for part in _parts(value))
-
-
-def _parts(value: Any) -> Iterator[Any]:
-    """A value and everything in it; depth costs no stack."""
-    stack = [value]
-    while stack:
-        part = stack.pop()
-        yield part
-        if isinstance(part, dict):
-            stack.extend(part.values())
-        elif isinstance(part, list):
-            stack.extend(part)

@@ -12,14 +12,10 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from ai_task_orchestra.errors import (
-    DependencyFailedError,
-    IdempotencyBusyError,
-    IdempotencyMismatchError,
-    UnknownDependencyError,
-)
+from ai_task_orchestra.errors import IdempotencyBusyError, IdempotencyMismatchError
+from api import upstream
 from api.models import FINAL, LIVE, AttemptRecord, DependencyRecord, TaskRecord
-from api.views import AttemptView, Submission, TaskView
+from api.views import AttemptView, NewTask, Submission, TaskView
 from api.wake import Wake
 
 TASK: Final[Table] = TaskRecord.__table__  # type: ignore[attr-defined]
@@ -31,8 +27,6 @@ AnyRow: TypeAlias = Row[*tuple[Any, ...]]
 STATUSES: Final = (*LIVE, *FINAL)
 #: How long a second request with the same Idempotency-Key waits for the first one's transaction.
 BUSY_MILLISECONDS: Final = 2000
-#: Messages name at most this many ids.
-NAMED: Final = 5
 
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 
@@ -54,6 +48,8 @@ _DETAIL: Final = (
     TASK.c.result,
     TASK.c.error,
     TASK.c.resource_usage,
+    TASK.c.batch_id,
+    TASK.c.name,
 )
 _NEWEST: Final = (TASK.c.created_at.desc(), TASK.c.id.desc())
 
@@ -68,6 +64,21 @@ class Acceptance:
     runs_anyway: bool
     idempotency_key: str | None = None
     body_hash: str | None = None
+
+
+def columns_of(new: NewTask, default_pool: str) -> dict[str, Any]:
+    """What a row takes from a request and its template, without what it depends on."""
+    return {
+        "template": new.template.name,
+        "parameters": new.parameters,
+        "priority": new.priority,
+        "on_dependency_failure": new.on_dependency_failure,
+        "work_pool": new.template.work_pool or default_pool,
+        "retries": new.template.retries,
+        "retry_delay_seconds": new.template.retry_delay_seconds,
+        "on_worker_loss": new.template.on_worker_loss,
+        "refers_to": new.refers_to or None,
+    }
 
 
 class TaskStore:
@@ -90,7 +101,7 @@ class TaskStore:
                 written = await self._insert(session, new)
                 await self._wake.announce(session)
         except DBAPIError as exc:
-            if getattr(exc.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
+            if is_lock_timeout(exc):
                 raise IdempotencyBusyError from exc
             raise
         if written is None:
@@ -99,7 +110,7 @@ class TaskStore:
                 raise IdempotencyBusyError
             return known
         self._wake.dispatch()
-        return Submission(self._view(written), True)
+        return Submission(self.view(written), True)
 
     async def get(self, task_id: uuid.UUID, tenant: str) -> TaskView | None:
         """Everything about a task."""
@@ -110,7 +121,7 @@ class TaskStore:
             attempts = await session.execute(
                 select(ATTEMPT).where(ATTEMPT.c.task_id == task_id).order_by(ATTEMPT.c.generation)
             )
-            return self._view(row, list(attempts))
+            return self.view(row, list(attempts))
 
     async def page(
         self, *, tenant: str, status: str | None, template: str | None, limit: int, offset: int
@@ -124,7 +135,7 @@ class TaskStore:
         async with self._sessions() as session:
             rows = list(await session.execute(page))
             total = len(rows) + offset if len(rows) < limit and (rows or not offset) else await session.scalar(count)
-            return [self._view(row) for row in rows], total or 0
+            return [self.view(row) for row in rows], total or 0
 
     async def by_status(self, *, tenant: str, limit: int) -> dict[str, list[TaskView]]:
         """The newest of each status: five short index scans, however many tasks there are."""
@@ -139,7 +150,7 @@ class TaskStore:
         found: dict[str, list[TaskView]] = {status: [] for status in STATUSES}
         async with self._sessions() as session:
             for row in await session.execute(union_all(*(select(group) for group in groups))):
-                found[row.status].append(self._view(row))
+                found[row.status].append(self.view(row))
         for views in found.values():  # UNION ALL promises no order
             views.sort(key=lambda view: (view.created_at, uuid.UUID(view.id)), reverse=True)
         return found
@@ -157,8 +168,9 @@ class TaskStore:
         """None: another request with this key was first."""
         if new.idempotency_key is not None:
             await session.execute(text(f"SET LOCAL lock_timeout = {BUSY_MILLISECONDS}"))
-        satisfied = await self._check_upstream(session, new) if new.upstream else set()
-        waiting = [upstream for upstream in new.upstream if upstream not in satisfied]
+        statuses = await upstream.lock(session, new.upstream, new.tenant)
+        satisfied = upstream.settled(new.upstream, statuses, runs_anyway=new.runs_anyway)
+        waiting = [task_id for task_id in new.upstream if task_id not in satisfied]
         statement = insert(TASK).values(
             id=uuid.uuid4(),
             tenant=new.tenant,
@@ -176,21 +188,6 @@ class TaskStore:
             await session.execute(insert(DEPENDENCY), edges)
         return row
 
-    async def _check_upstream(self, session: AsyncSession, new: Acceptance) -> set[uuid.UUID]:
-        """Lock the dependencies against ending now, and return those that hold nobody any more."""
-        locked = select(TASK.c.id, TASK.c.status).where(TASK.c.id.in_(new.upstream), TASK.c.tenant == new.tenant)
-        rows = await session.execute(locked.order_by(TASK.c.seq).with_for_update(read=True))
-        status = {row.id: row.status for row in rows}
-        if unknown := [str(task_id) for task_id in new.upstream if task_id not in status]:
-            raise UnknownDependencyError(f"depends_on: there is no task {_named(unknown)}.")
-        over = [str(task_id) for task_id in new.upstream if status[task_id] in ("failed", "cancelled")]
-        if over and not new.runs_anyway:
-            raise DependencyFailedError(
-                f"depends_on: {_named(over)} already failed or was cancelled; "
-                'set "on_dependency_failure": "run" to run all the same.'
-            )
-        return {task_id for task_id, word in status.items() if word in FINAL}
-
     async def _replay(self, new: Acceptance) -> Submission | None:
         known = select(*_DETAIL, TASK.c.body_hash).where(
             TASK.c.tenant == new.tenant, TASK.c.idempotency_key == new.idempotency_key
@@ -201,9 +198,10 @@ class TaskStore:
             return None
         if row.body_hash != new.body_hash:
             raise IdempotencyMismatchError
-        return Submission(self._view(row), False)
+        return Submission(self.view(row), False)
 
-    def _view(self, row: AnyRow, attempts: Sequence[AnyRow] = ()) -> TaskView:
+    def view(self, row: AnyRow, attempts: Sequence[AnyRow] = ()) -> TaskView:
+        """A row as the API shows it; columns that were not read have no value."""
         shown = row._mapping
         return TaskView(
             id=str(row.id),
@@ -214,7 +212,7 @@ class TaskStore:
             completed_at=row.completed_at,
             template=row.template,
             parameters=shown.get("parameters") or {},
-            depends_on=[str(upstream) for upstream in shown.get("depends_on") or ()],
+            depends_on=[str(task_id) for task_id in shown.get("depends_on") or ()],
             on_dependency_failure=row.on_dependency_failure,
             result=shown.get("result"),
             error=shown.get("error"),
@@ -225,6 +223,8 @@ class TaskStore:
             ],
             flow_run_id=str(row.flow_run_id) if row.flow_run_id else None,
             flow_run_url=f"{self._ui_url}/runs/flow-run/{row.flow_run_id}" if row.flow_run_id else None,
+            batch_id=str(shown["batch_id"]) if shown.get("batch_id") else None,
+            name=shown.get("name"),
         )
 
 
@@ -233,6 +233,6 @@ def _one(task_id: uuid.UUID, tenant: str) -> Select[Any]:
     return select(*_DETAIL).where(TASK.c.id == task_id, owned)
 
 
-def _named(ids: Sequence[str]) -> str:
-    more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
-    return ", ".join(ids[:NAMED]) + more
+def is_lock_timeout(error: DBAPIError) -> bool:
+    """Whether the first request with the same Idempotency-Key is still being written."""
+    return getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE

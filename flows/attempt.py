@@ -14,15 +14,29 @@ from typing import Any, cast
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.objects import FlowRun, State, StateDetails
 from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
-from prefect.states import Failed
+from prefect.states import Completed, Failed
 
 from ai_task_orchestra import workspaces
-from ai_task_orchestra.errors import InternalStepError, OrchestraError, ParameterError, StepError, StepInputError
+from ai_task_orchestra.errors import (
+    InternalStepError,
+    OrchestraError,
+    ParameterError,
+    ResultReferenceError,
+    StepError,
+    StepInputError,
+)
 from ai_task_orchestra.expressions import ABSENT, render
-from ai_task_orchestra.protocol import LABEL_TENANT, AttemptReport, task_of_run
+from ai_task_orchestra.protocol import (
+    LABEL_DEPENDENCIES,
+    LABEL_TENANT,
+    TAG_AWAITING_RESULTS,
+    AttemptReport,
+    dependency_node,
+    task_of_run,
+)
 from ai_task_orchestra.settings import Settings
 from ai_task_orchestra.step_types import kind_of
 from ai_task_orchestra.template import TemplateSpec
@@ -79,11 +93,14 @@ class Attempt:
         log = get_run_logger()
         fence = Fence(partial(_is_current, flow_run.id), self._settings.worker_lease_seconds)
         try:
+            if TAG_AWAITING_RESULTS in flow_run.tags:
+                raise ResultReferenceError("The run was started before the results that its parameters refer to.")
             self._parameters = self._checked(arguments)
             tenant = str(flow_run.labels.get(LABEL_TENANT, "default"))
+            before = _dependencies(flow_run)
             folder = workspaces.folder_of(self._settings.workspaces, task_id, generation)
             async with _workspace(folder) as workspace:
-                await self._run_steps(task_id, tenant, workspace, fence, log)
+                await self._run_steps(task_id, tenant, workspace, fence, log, before)
             report["result"] = storable(self._result())
         except OrchestraError as exc:
             error: OrchestraError | None = exc
@@ -101,8 +118,10 @@ class Attempt:
             raise ParameterError(check.errors)
         return self._spec.with_defaults(given)
 
-    async def _run_steps(self, task_id: str, tenant: str, workspace: Path, fence: Fence, log: Log) -> None:
-        before: list[State[Any]] = []  # what the next step waits for: edges in Prefect's graph of the run
+    async def _run_steps(
+        self, task_id: str, tenant: str, workspace: Path, fence: Fence, log: Log, before: list[State[Any]]
+    ) -> None:
+        """`before` is what the next step waits for: edges in Prefect's graph of the run."""
         for step in self._steps:
             if step.spec.when is not None and not self._is_given(step.spec.when):
                 log.info("Step %r is skipped: %s is absent, false, 0 or empty", step.spec.name, step.spec.when)
@@ -195,6 +214,14 @@ async def _is_current(flow_run_id: UUID) -> bool:
     states = await get_client().read_flow_run_states(flow_run_id)
     latest = max(states, key=lambda state: state.timestamp, default=None)
     return latest is not None and latest.is_running() and not any(state.is_final() for state in states)
+
+
+def _dependencies(flow_run: FlowRun) -> list[State[Any]]:
+    """The nodes that stand for what this task depends on, as far as the first step's edges to them need them."""
+    count = str(flow_run.labels.get(LABEL_DEPENDENCIES, ""))
+    nodes = [dependency_node(flow_run.id, number) for number in range(int(count) if count.isdecimal() else 0)]
+    # With some data, or Prefect looks for a stored result.
+    return [Completed(data=True, state_details=StateDetails(task_run_id=node)) for node in nodes]
 
 
 def _worker_name(settings: Settings) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ai_task_orchestra import __version__
-from ai_task_orchestra.cli import key_commands, server_commands, stack_commands, task_commands
+from ai_task_orchestra.cli import batch_commands, key_commands, server_commands, stack_commands, task_commands
 
 
 @dataclass
@@ -47,6 +47,6 @@ def options(
     context.obj.verbose = verbose
 
 
-for _commands in (stack_commands, task_commands, server_commands):
+for _commands in (stack_commands, task_commands, batch_commands, server_commands):
     _commands.register(application)
 application.add_typer(key_commands.application, name="keys")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from ai_task_orchestra.cli import exit_codes
+from ai_task_orchestra.cli.ask import ask
 from ai_task_orchestra.cli.output import local_time, print_json, print_line, print_table
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def run(
         )
         return await client.wait(task["id"]) if wait else task
 
-    task = _ask(submit)
+    task = ask(submit)
     if as_json:
         print_json(task)
     elif wait:
@@ -78,7 +78,7 @@ def list_tasks(
     as_json: Json = False,
 ) -> None:
     """List tasks, newest first."""
-    tasks = _ask(lambda client: client.tasks(status=status, template=template, limit=limit, offset=offset))
+    tasks = ask(lambda client: client.tasks(status=status, template=template, limit=limit, offset=offset))
     if as_json:
         print_json(tasks)
     else:
@@ -88,7 +88,7 @@ def list_tasks(
 
 def show(task_id: TaskId, as_json: Json = False) -> None:
     """Show a task."""
-    task = _ask(lambda client: client.get(task_id))
+    task = ask(lambda client: client.get(task_id))
     if as_json:
         print_json(task)
         return
@@ -104,7 +104,7 @@ def show(task_id: TaskId, as_json: Json = False) -> None:
 
 def cancel(task_id: TaskId) -> None:
     """Cancel a task that is queued or running."""
-    _ask(lambda client: client.cancel(task_id))
+    ask(lambda client: client.cancel(task_id))
     print_line(f"{task_id} will be cancelled")
 
 
@@ -112,7 +112,7 @@ def priority(
     task_id: TaskId, value: Annotated[int, typer.Argument(min=1, max=10, metavar="1..10")], as_json: Json = False
 ) -> None:
     """Change the priority of a queued task; 10 is the most urgent."""
-    answer = _ask(lambda client: client.change_priority(task_id, value))
+    answer = ask(lambda client: client.change_priority(task_id, value))
     if as_json:
         print_json(answer)
     else:
@@ -127,7 +127,7 @@ def templates(
     async def fetch(client: OrchestraClient) -> list[Template]:
         return await client.templates() if name is None else [await client.template(name)]
 
-    found = _ask(fetch)
+    found = ask(fetch)
     if as_json:
         print_json(found if name is None else found[0])
     elif name is None:
@@ -170,24 +170,7 @@ def logs(
                 return
             await asyncio.sleep(FOLLOW_SECONDS)
 
-    _ask(fetch)
-
-
-def _ask(question: Callable[[OrchestraClient], Awaitable[T]]) -> T:
-    """Put a question to the API that the settings name."""
-    import asyncio
-
-    from ai_task_orchestra.client import OrchestraClient
-    from ai_task_orchestra.settings import load_settings
-    from ai_task_orchestra.stack.home import read_api_key
-
-    settings = load_settings()
-
-    async def run() -> T:
-        async with OrchestraClient(settings.api_url, read_api_key(settings)) as client:
-            return await question(client)
-
-    return asyncio.run(run())
+    ask(fetch)
 
 
 def _print_result(task: TaskDetail) -> None:

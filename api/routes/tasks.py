@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import uuid
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Query, Response
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from ai_task_orchestra.errors import NotFoundError, ParameterError, UnknownDependencyError
-from ai_task_orchestra.settings import Settings
-from ai_task_orchestra.template import TemplateSpec
-from api import responses, schemas
+from ai_task_orchestra.errors import NotFoundError
+from api import responses, schemas, submission
 from api.auth import Caller, Writer
 from api.documentation import COUNTED, CREATED, REQUEST_BODY_TASK, problems
-from api.errors import ApiError, validation_error
 from api.guard import CleanText, Digits, idempotency_key, json_body
 from api.responses import JsonAnswer
 from api.rooms import OpenRooms
-from api.views import NewTask
 
 MAX_LIMIT: Final = 1000
 MAX_OFFSET: Final = 10**9
-MAX_SHOWN_ID: Final = 80
 
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT), Digits, Query(description="Maximum number of items to return.")]
 Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET), Digits, Query(description="Pagination offset.")]
@@ -47,22 +39,14 @@ async def create_task(
     body: Annotated[Any, Depends(json_body)],
 ) -> Response:
     """Accept a task: durable once this has answered, and run as soon as its priority and dependencies allow."""
-    wanted = _read_request(body)
-    template = rooms.library.get(wanted.template)
-    _check_parameters(template, wanted.parameters, rooms.settings)
-    new = NewTask(
-        template=template,
-        parameters=wanted.parameters,
-        priority=wanted.priority,
-        depends_on=_dependencies(wanted.depends_on, rooms.settings),
-        on_dependency_failure=wanted.on_dependency_failure,
-    )
-    body_hash = _fingerprint(wanted) if key is not None else None
-    submission = await rooms.tasks.submit(new, tenant=caller.tenant, idempotency_key=key, body_hash=body_hash)
-    headers = {"Location": f"/api/v1/tasks/{submission.task.id}"}
-    if submission.created:
-        return JsonAnswer(responses.accepted(submission.task), 201, headers)
-    return JsonAnswer(responses.accepted(submission.task), 200, headers | {"Idempotent-Replayed": "true"})
+    wanted = submission.read(body, schemas.TaskRequest)
+    new = submission.new_task(wanted, rooms)
+    body_hash = submission.fingerprint(wanted) if key is not None else None
+    made = await rooms.tasks.submit(new, tenant=caller.tenant, idempotency_key=key, body_hash=body_hash)
+    headers = {"Location": f"/api/v1/tasks/{made.task.id}"}
+    if made.created:
+        return JsonAnswer(responses.accepted(made.task), 201, headers)
+    return JsonAnswer(responses.accepted(made.task), 200, headers | {"Idempotent-Replayed": "true"})
 
 
 @router.get(
@@ -146,52 +130,8 @@ async def task_logs(task_id: str, caller: Caller, rooms: OpenRooms, limit: Limit
     return JsonAnswer([responses.log_line(line) for line in lines])
 
 
-def _read_request(body: Any) -> schemas.TaskRequest:
-    try:
-        return schemas.TaskRequest.model_validate(body)
-    except ValidationError as exc:
-        raise validation_error(exc.errors(include_input=False, include_url=False), where="body") from exc
-
-
-def _check_parameters(template: TemplateSpec, parameters: dict[str, Any], settings: Settings) -> None:
-    size = len(json.dumps(parameters, ensure_ascii=False, separators=(",", ":")).encode())
-    if size > settings.max_parameters_bytes:
-        detail = f"The parameters are larger than {settings.max_parameters_bytes} bytes."
-        raise ApiError(400, "parameters_too_large", detail)
-    check = template.check(parameters)
-    if not check.valid:
-        raise ParameterError(
-            dict.fromkeys(check.missing, "is missing") | dict.fromkeys(check.invalid, "is not valid") | check.errors
-        )
-
-
-def _dependencies(given: list[str], settings: Settings) -> list[str]:
-    """The ids, each once, in the order given; ids that can't be anybody's are refused before the database is asked."""
-    distinct = list(dict.fromkeys(given))
-    if len(distinct) > settings.max_dependencies:
-        detail = f"depends_on names more than {settings.max_dependencies} tasks."
-        raise ApiError(422, "too_many_dependencies", detail)
-    for task_id in distinct:
-        if not _well_formed(task_id):
-            raise UnknownDependencyError(f"depends_on: there is no task {task_id[:MAX_SHOWN_ID]!r}.")
-    return distinct
-
-
 def _task_id(text: str) -> str:
     """A path's task id; what is not a canonical UUID is nobody's, and never reaches the database."""
-    if not _well_formed(text):
+    if not submission.well_formed(text):
         raise NotFoundError("There is no task with this id.")
     return text
-
-
-def _well_formed(text: str) -> bool:
-    try:
-        return str(uuid.UUID(text)) == text
-    except ValueError:
-        return False
-
-
-def _fingerprint(wanted: schemas.TaskRequest) -> str:
-    """What makes two requests the same under one Idempotency-Key: their meaning, not their spelling."""
-    canonical = json.dumps(wanted.model_dump(), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Response
 
-from api import responses, schemas
+from api import references, responses, schemas
 from api.auth import Caller
 from api.documentation import REQUEST_BODY_PARAMETERS, problems
 from api.errors import ApiError
@@ -53,7 +53,7 @@ async def validate_parameters(
     if not isinstance(body, dict):
         problem = {"loc": ["body"], "msg": "Input should be an object", "type": "dict_type"}
         raise ApiError(422, "validation_error", "The body must be a JSON object.", errors=[problem])
-    check = template.check(body)
+    check = references.check(template, body)
     answer: dict[str, Any] = {
         "valid": check.valid,
         "missing_parameters": sorted(check.missing),

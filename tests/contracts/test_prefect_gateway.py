@@ -14,7 +14,18 @@ import pytest
 
 from ai_task_orchestra import protocol
 from api.prefect_gateway import HttpPrefectGateway
-from api.prefect_types import CANCELLED, CANCELLING, COMPLETED, CRASHED, PENDING, RUNNING, SCHEDULED, NewRun, RunFilter
+from api.prefect_types import (
+    CANCELLED,
+    CANCELLING,
+    COMPLETED,
+    CRASHED,
+    FAILED,
+    PENDING,
+    RUNNING,
+    SCHEDULED,
+    NewRun,
+    RunFilter,
+)
 from tests.support.prefect_bench import PrefectBench
 from tests.support.prefect_double import PrefectDouble
 from tests.support.waiting import wait_until
@@ -198,6 +209,30 @@ async def test_the_report_of_an_attempt_is_found(side: Side) -> None:
     reports = await side.gateway.reports([run.id, silent.id])
     assert reports.keys() == {run.id}
     assert reports[run.id]["result"] == {"output": "é"}
+
+
+async def test_parameters_and_tags_of_a_claimed_run_are_replaced_and_workers_see_them(side: Side) -> None:
+    run = await side.create(parameters={"x": 1}, tags=("a", "b"))
+    await side.gateway.propose(run.id, PENDING)
+    await side.gateway.set_parameters(run.id, {"y": ["é", {"z": None}]}, tags=["b", "c"])
+    await side.gateway.propose(run.id, SCHEDULED, name=protocol.STATE_QUEUED)
+
+    found = await side.others.run(str(run.id))
+    assert (found["parameters"], sorted(found["tags"])) == ({"y": ["é", {"z": None}]}, ["b", "c"])
+    assert (await side.gateway.runs([run.id]))[run.id].parameters == {"y": ["é", {"z": None}]}
+    assert str(run.id) in await side.others.due()
+    await side.gateway.set_parameters(NOBODY, {}, tags=[])
+
+
+async def test_a_run_that_never_ran_may_fail_with_a_report_of_ours(side: Side) -> None:
+    run = await side.create()
+    await side.gateway.propose(run.id, PENDING)
+    await side.gateway.write_report(run.id, {"version": 1, "error": {"type": "t", "message": "m"}})
+    assert (await side.gateway.propose(run.id, FAILED, message="m", force=True)).accepted
+    found = (await side.gateway.runs([run.id]))[run.id]
+    assert (found.state.type, found.worker, found.began) == (FAILED, None, None)
+    assert found.start_time == found.state.timestamp
+    assert (await side.gateway.reports([run.id]))[run.id]["error"] == {"type": "t", "message": "m"}
 
 
 async def test_a_worker_is_listed_with_its_heartbeat(side: Side) -> None:

@@ -66,8 +66,9 @@ def operations(url: str) -> Iterator[Any]:
 
 def known_names(operation: Any, client: httpx.Client) -> dict[str, str] | None:
     """Values for the operation's path that exist: made-up ones would never get further than a 404."""
-    created = client.post("/tasks", json={"template": "ollama-inference", "parameters": INFERENCE})
-    known = {"task_id": created.json()["id"], "template_name": "ollama-inference"}
+    task = {"template": "ollama-inference", "parameters": INFERENCE}
+    created, batch = client.post("/tasks", json=task), client.post("/tasks/batch", json={"tasks": [task]})
+    known = {"task_id": created.json()["id"], "batch_id": batch.json()["id"], "template_name": "ollama-inference"}
     return {name: value for name, value in known.items() if f"{{{name}}}" in operation.path} or None
 
 

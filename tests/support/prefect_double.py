@@ -51,6 +51,7 @@ class PrefectDouble:
         self.pool = pool
         self.template = "work"
         self.known: dict[UUID, FlowRun] = {}
+        self.tags: dict[UUID, tuple[str, ...]] = {}
         self.history: dict[UUID, list[RunState]] = {}
         self.deployments: dict[str, Deployment] = {}
         self.beats: dict[str, datetime] = {}
@@ -165,6 +166,12 @@ class PrefectDouble:
             state = _state(state_type, name, message, scheduled_time, transition_id)
             return self._orchestrate(run, state, force=force)
 
+    async def set_parameters(self, run_id: UUID, parameters: Mapping[str, Any], *, tags: Collection[str]) -> None:
+        async with self._call("set_parameters"):
+            if run_id in self.known:
+                self.known[run_id] = replace(self.known[run_id], parameters=dict(parameters))
+                self.tags[run_id] = tuple(tags)
+
     async def delete_run(self, run_id: UUID) -> None:
         async with self._call("delete_run"):
             self.known.pop(run_id, None)
@@ -188,6 +195,10 @@ class PrefectDouble:
     async def reports(self, run_ids: Collection[UUID]) -> dict[UUID, Mapping[str, Any]]:
         async with self._call("reports"):
             return {run_id: self._reports[run_id] for run_id in run_ids if run_id in self._reports}
+
+    async def write_report(self, run_id: UUID, report: Mapping[str, Any]) -> None:
+        async with self._call("write_report"):
+            self._reports[run_id] = report
 
     async def workers(self, pool: str) -> list[Worker]:
         async with self._call("workers"):
@@ -228,7 +239,7 @@ class PrefectDouble:
 
     async def run(self, run_id: str) -> dict[str, Any] | None:
         run = self.known.get(UUID(run_id))
-        return None if run is None else _as_json(run)
+        return None if run is None else _as_json(run) | {"tags": list(self.tags[run.id])}
 
     async def all_runs(self, task_id: str | None = None) -> list[dict[str, Any]]:
         found = [_as_json(run) for run in self.known.values()]
@@ -320,6 +331,7 @@ class PrefectDouble:
             labels=run.labels,
             auto_scheduled=False,
         )
+        self.tags[made.id] = run.tags
         return self._enter(made, state)
 
     def _orchestrate(self, run: FlowRun, new: RunState, *, force: bool) -> StateAnswer:

@@ -36,6 +36,13 @@ def endpoints() -> list[Endpoint]:
     return found
 
 
+def examples(title: str) -> list[Any]:
+    """The JSON blocks of a `###` section, in their order."""
+    section = re.search(rf"^### {re.escape(title)}\n(.*?)(?=^##|\Z)", DOCUMENT.read_text(), flags=re.M | re.S)
+    assert section, f"no section {title!r}"
+    return [json.loads(block) for block in re.findall(r"```json\n(.*?)```", section[1], flags=re.S)]
+
+
 def _example(section: str, heading: str) -> Any:
     match = re.search(rf"\*\*{heading}\*\*:\s*```json\n(.*?)```", section, flags=re.S)
     return json.loads(match[1]) if match else None

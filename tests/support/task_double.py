@@ -19,6 +19,7 @@ from ai_task_orchestra.errors import (
 )
 from api.auth import Identity
 from api.views import LogLine, NewTask, Submission, TaskView
+from tests.support.batch_double import InMemoryBatches
 
 FINAL = ("completed", "failed", "cancelled")
 
@@ -53,10 +54,14 @@ class InMemoryTasks:
                 raise IdempotencyMismatchError
             return Submission(self.tasks[known[1]], False)
         for parent in new.depends_on:
-            self._check_dependency(parent, tenant, new.on_dependency_failure)
+            self.check_dependency(parent, tenant, new.on_dependency_failure)
         task_id = str(uuid.uuid4())
         if idempotency_key is not None:
             self._keys[tenant, idempotency_key] = (body_hash, task_id)
+        return Submission(self.add(task_id, new, tenant), True)
+
+    def add(self, task_id: str, new: NewTask, tenant: str) -> TaskView:
+        """Write a task that was checked."""
         self.tenants[task_id] = tenant
         self.tasks[task_id] = TaskView(
             id=task_id,
@@ -76,7 +81,7 @@ class InMemoryTasks:
             flow_run_id=None,
             flow_run_url=None,
         )
-        return Submission(self.tasks[task_id], True)
+        return self.tasks[task_id]
 
     async def get(self, task_id: str, *, tenant: str) -> TaskView:
         self._fail_if_broken()
@@ -121,7 +126,7 @@ class InMemoryTasks:
     async def readiness(self) -> dict[str, str]:
         return self.missing
 
-    def _check_dependency(self, parent: str, tenant: str, policy: str) -> None:
+    def check_dependency(self, parent: str, tenant: str, policy: str) -> None:
         if self.tenants.get(parent) != tenant:
             raise UnknownDependencyError(f"depends_on: there is no task {parent!r}.")
         if self.tasks[parent].status in ("failed", "cancelled") and policy == "cancel":
@@ -152,6 +157,7 @@ class DoubleCore:
 
     def __init__(self) -> None:
         self.service = InMemoryTasks()
+        self.batches = InMemoryBatches(self.service)
         self.sessions = InMemoryKeys()
         self.is_open = False
 

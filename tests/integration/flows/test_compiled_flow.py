@@ -5,20 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.flow_engine import run_flow
-from prefect.settings import (
-    PREFECT_API_URL,
-    PREFECT_CLIENT_CSRF_SUPPORT_ENABLED,
-    PREFECT_HOME,
-    temporary_settings,
-)
 
 from ai_task_orchestra.errors import ScriptError, StepError
 from ai_task_orchestra.protocol import LABEL_TENANT, idempotency_key
@@ -27,23 +20,6 @@ from tests.support.laboratory import Laboratory, answering, failing
 
 # Prefect's client for events leaves its sockets to the garbage collector.
 pytestmark = [pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
-
-
-@pytest.fixture
-def prefect(prefect_api_url: str, tmp_path: Path) -> Iterator[None]:
-    changes = {
-        PREFECT_API_URL: prefect_api_url,
-        PREFECT_HOME: tmp_path / "prefect",
-        PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False,
-    }
-    with temporary_settings(changes):
-        yield
-
-
-@pytest.fixture
-async def lab(prefect: None, tmp_path: Path) -> AsyncIterator[Laboratory]:
-    async with get_client() as client:
-        yield Laboratory(client, tmp_path / "home")
 
 
 ASK = """
