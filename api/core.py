@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-
 from ai_task_orchestra.errors import ConfigurationError
 from ai_task_orchestra.library import TemplateLibrary
 from ai_task_orchestra.settings import Settings
@@ -19,7 +17,7 @@ from ai_task_orchestra.stack.environment import prefect_client_environment
 from api.adoption import Adoption
 from api.cancellation import Cancellation
 from api.chores import Chores
-from api.database import dispose, open_engine, sessions_of
+from api.database import Sessions, dispose, open_engine, sessions_of
 from api.dispatcher import Dispatcher
 from api.gateway import PrefectGateway
 from api.hints import Hints
@@ -48,7 +46,7 @@ class Core:
     """What the REST API uses: the tasks, and sessions to our database for its keys."""
 
     service: TaskService
-    sessions: async_sessionmaker[AsyncSession]
+    sessions: Sessions
 
 
 @contextlib.asynccontextmanager
@@ -97,7 +95,7 @@ class Parts:
     Requests and background work have a pool each: a burst of requests must not keep tasks from being dispatched.
     """
 
-    sessions: async_sessionmaker[AsyncSession]
+    sessions: Sessions
     gateway: PrefectGateway
     wake: Wake
     pools: Pools
@@ -111,7 +109,7 @@ class Parts:
         cls,
         settings: Settings,
         library: TemplateLibrary,
-        sessions: async_sessionmaker[AsyncSession],
+        sessions: Sessions,
         gateway: PrefectGateway,
         wake: Wake,
         pools: Pools,
