@@ -15,6 +15,7 @@ from ai_task_orchestra.worker.child_pool import ChildPool
 from ai_task_orchestra.worker.execution import Execution
 from ai_task_orchestra.worker.patient_client import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, is_unreachable
 from ai_task_orchestra.worker.prefect_gateway import Candidate, PrefectGateway
+from ai_task_orchestra.worker.waiting_list import AHEAD, WaitingList
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class ClaimLoop:
         self._executions: dict[UUID, Execution] = {}
         self._tasks: dict[asyncio.Task[None], Execution] = {}
         self._announced: set[UUID] = set()
+        self._ahead = WaitingList()
         self._more_waiting = False
         self._wake = asyncio.Event()
         self._stopping = False
@@ -71,15 +73,20 @@ class ClaimLoop:
     def idle(self) -> bool:
         return not self._tasks and not self._claiming
 
-    def announce(self, run_id: UUID) -> None:
-        """A run may be claimable."""
+    def announce(self, run_id: UUID, priority: int) -> None:
+        """A run of this priority may be claimable."""
         if len(self._announced) < _MOST_ANNOUNCED:
             self._announced.add(run_id)
+        self._ahead.overtaken_by(priority)
         self._wake.set()
+
+    def withdraw(self, run_id: UUID) -> None:
+        """A run that may be waiting was cancelled."""
+        self._ahead.withdraw(run_id)
 
     def nudge(self) -> None:
         """A slot or a child may have become free."""
-        if self._more_waiting or self._announced:
+        if self._more_waiting or self._announced or self._ahead:
             self._wake.set()
 
     def look_again(self) -> None:
@@ -131,11 +138,12 @@ class ClaimLoop:
             free = min(self._limit - len(self._slots), self._pool.ready)
             if free <= 0:
                 return
+            if next_ones := self._ahead.take(free):
+                await self._claim_all(next_ones)
+                continue
             announced, self._announced = self._announced, set()
-            found = await self._gateway.candidates(free)
-            self._on_poll()
-            self._more_waiting = len(found) >= free
-            mine = await self._claim_all(found)
+            found = await self._poll(free)
+            mine = await self._claim_all(found[:free])
             if not self._more_waiting:
                 missing = announced - {run.id for run in found} - self._executions.keys()
                 if looked_again or not missing:
@@ -145,6 +153,15 @@ class ClaimLoop:
             fruitless = 0 if mine else fruitless + 1
             if fruitless >= _MOST_FRUITLESS:
                 return
+
+    async def _poll(self, free: int) -> list[Candidate]:
+        """What waits, most urgent first; more than the free slots need, if there were more the last time."""
+        wanted = free + AHEAD if self._more_waiting else free
+        found = await self._gateway.candidates(wanted)
+        self._on_poll()
+        self._more_waiting = len(found) >= wanted
+        self._ahead.replace(found[free:])
+        return found
 
     async def _claim_all(self, found: list[Candidate]) -> int:
         """Claim all at once, each in a slot of its own; how many became ours."""

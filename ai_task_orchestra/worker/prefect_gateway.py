@@ -51,6 +51,11 @@ class Candidate:
     deployment_id: UUID | None
     flow_run: dict[str, Any]
 
+    @property
+    def priority(self) -> int:
+        """10 is the most urgent."""
+        return protocol.priority_of_queue(self.flow_run.get("work_queue_name"))
+
     @classmethod
     def of(cls, flow_run: Mapping[str, Any]) -> Candidate:
         deployment = flow_run.get("deployment_id")

@@ -47,11 +47,11 @@ class EventSubscription:
         self,
         pool_id: Callable[[], UUID],
         *,
-        on_due: Callable[[UUID], None],
+        on_due: Callable[[UUID, int], None],
         on_cancel: Callable[[UUID], None],
         on_connected: Callable[[], None],
     ) -> None:
-        """`on_connected`: called after each gap in which events may have been missed."""
+        """`on_due`: gets a run and its priority. `on_connected`: called after each gap in which events may be missed."""
         self._pool_id = pool_id
         self._on_due = on_due
         self._on_cancel = on_cancel
@@ -83,6 +83,14 @@ class EventSubscription:
     def _take(self, event: Event) -> None:
         run_id = UUID(event.resource.id.removeprefix(_PREFIX))
         if event.event in DUE:
-            self._on_due(run_id)
+            self._on_due(run_id, _priority(event))
         else:
             self._on_cancel(run_id)
+
+
+def _priority(event: Event) -> int:
+    """That of the queue in which the run is; of one that does not say, the highest, to be on the safe side."""
+    for resource in event.related:
+        if resource.role == "work-queue":
+            return protocol.priority_of_queue(resource.name)
+    return max(protocol.PRIORITIES)

@@ -208,8 +208,13 @@ class OrchestraWorker(BaseWorker[OrchestraJobConfiguration, BaseVariables, Orche
             sync=self.sync_with_backend,
             reach=partial(is_reachable, self._settings.prefect_url),
         )
+
+        def cancelled(run_id: UUID) -> None:
+            claims.withdraw(run_id)
+            cancels.noticed(run_id)
+
         events = EventSubscription(
-            self._work_pool_id, on_due=claims.announce, on_cancel=cancels.noticed, on_connected=claims.look_again
+            self._work_pool_id, on_due=claims.announce, on_cancel=cancelled, on_connected=claims.look_again
         )
         async with asyncio.TaskGroup() as group:
             background = [
