@@ -16,6 +16,7 @@ from typing import Final
 PREFIX: Final = "ato_"
 RANDOM_LENGTH: Final = 22
 CHECKSUM_LENGTH: Final = 6
+KEY_LENGTH: Final = len(PREFIX) + RANDOM_LENGTH + CHECKSUM_LENGTH
 SHOWN_LENGTH: Final = 8
 ALPHABET: Final = string.digits + string.ascii_uppercase + string.ascii_lowercase
 

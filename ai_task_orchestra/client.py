@@ -21,6 +21,7 @@ from ai_task_orchestra import __version__
 from ai_task_orchestra.errors import (
     ConflictError,
     InvalidRequestError,
+    LimitError,
     NotFoundError,
     OrchestraError,
     RefusedError,
@@ -157,7 +158,7 @@ class OrchestraClient:
 
     Every method raises:
         UnreachableError: nobody answers, or the server fails.
-        RefusedError: the key is missing, wrong, or may not do this.
+        RefusedError: the key is missing, wrong, or may not do this; a LimitError: not now.
         NotFoundError: there is no such task or template.
         ConflictError: the task's present state does not allow this.
         InvalidRequestError: the API does not accept the request; the message says why.
@@ -346,6 +347,8 @@ def _error(answer: httpx.Response, url: str) -> OrchestraError:
     """The error that an answer stands for."""
     text = _detail(answer)
     code = answer.status_code
+    if code == 429:
+        return LimitError(text)
     if code in (401, 403):
         return RefusedError(text)
     if code == 404:

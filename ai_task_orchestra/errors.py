@@ -4,6 +4,9 @@
     ├── ConfigurationError      a setting, port, folder or installation that can't be used (CLI exit 2)
     ├── UnreachableError        a server that should answer does not (CLI exit 3)
     ├── RefusedError            the API does not accept our key, or the key may not do this (CLI exit 4)
+    │   ├── ForbiddenTemplateError
+    │   └── LimitError          a limit of the key is used up; carries when to try again
+    │       └── QueueLimitError
     ├── InvalidRequestError     the API does not accept what we sent (CLI exit 2)
     ├── NotFoundError           a task, template, key or batch that does not exist (CLI exit 4)
     │   └── UnknownDependencyError
@@ -62,6 +65,31 @@ class RefusedError(OrchestraError):
     """The API refuses this key."""
 
     code = "refused"
+
+
+class ForbiddenTemplateError(RefusedError):
+    """This API key may not use this template."""
+
+    code = "forbidden_template"
+
+
+class LimitError(RefusedError):
+    """A limit of this API key is used up.
+
+    `retry_after_seconds`: when it may be worth trying again.
+    """
+
+    code = "limit"
+
+    def __init__(self, message: str | None = None, *, retry_after_seconds: float = 1.0) -> None:
+        self.retry_after_seconds = retry_after_seconds
+        super().__init__(message)
+
+
+class QueueLimitError(LimitError):
+    """This API key has as many queued tasks as it may have."""
+
+    code = "too_many_queued"
 
 
 class InvalidRequestError(OrchestraError):

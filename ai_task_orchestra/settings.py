@@ -80,6 +80,9 @@ class Settings(BaseSettings):
     max_batch_tasks: Annotated[int, Field(gt=0)] = 500
     max_output_bytes: Annotated[int, Field(gt=0)] = 1024 * 1024
 
+    # Wrong API keys per minute and address that are answered 401; further ones get 429.
+    wrong_keys_per_minute: Annotated[int, Field(gt=0)] = 10
+
     # Time-outs.
     connect_timeout_seconds: PositiveSeconds = 5.0
     first_token_timeout_seconds: PositiveSeconds = 300.0

@@ -18,7 +18,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from ai_task_orchestra.errors import IdempotencyBusyError, IdempotencyMismatchError
-from api import live_store, upstream
+from api import audit, live_store, upstream
+from api.admission import check_queue
+from api.identity import Author
 from api.models import BatchRecord, DependencyRecord, TaskRecord
 from api.task_store import BUSY_MILLISECONDS, TaskStore, is_lock_timeout
 from api.views import BatchSubmission, BatchView
@@ -67,6 +69,7 @@ class BatchAcceptance:
     task_ids: list[UUID]
     names: dict[str, str]
     rows: list[BatchRow]
+    by: Author
     idempotency_key: str | None
     body_hash: str | None
 
@@ -82,6 +85,7 @@ class BatchStore:
 
         Raises:
             UnknownDependencyError, DependencyFailedError: a dependency does not exist, or can't complete any more.
+            QueueLimitError: the author's key may not have that many queued tasks more.
             IdempotencyMismatchError, IdempotencyBusyError: the key was used for another body, or is being used.
         """
         if new.idempotency_key is not None and (known := await self._replay(new)):
@@ -113,15 +117,18 @@ class BatchStore:
             found = {row.id: self._tasks.view(row) for row in rows}
         return BatchView(str(batch_id), batch.created_at, [found[task_id] for task_id in batch.task_ids])
 
-    async def cancel(self, batch_id: UUID) -> None:
+    async def cancel(self, batch_id: UUID, by: Author) -> None:
         """Record that every task which has not ended is to be cancelled."""
         async with self._sessions.begin() as session:
-            await live_store.cancel_batch(session, batch_id)
+            cancelled = await live_store.cancel_batch(session, batch_id)
+            changes = {task_id: {"status": status, "batch": str(batch_id)} for task_id, status in cancelled.items()}
+            await audit.record_tasks(session, audit.TASK_CANCELLED, by, changes)
             await self._wake.announce(session)
         self._wake.dispatch()
 
     async def _insert(self, session: AsyncSession, new: BatchAcceptance) -> Any:
         """When it was created; None: another request with this key was first."""
+        await check_queue(session, new.by, adding=len(new.rows))
         if new.idempotency_key is not None:
             await session.execute(text(f"SET LOCAL lock_timeout = {BUSY_MILLISECONDS}"))
         batch = postgresql_insert(BATCH).values(
@@ -145,6 +152,8 @@ class BatchStore:
         }
         # One statement per row, in this order: `seq` counts them.
         await session.execute(insert(TASK), [_values(new, row, settled[row.id]) for row in new.rows])
+        changes = {row.id: _change(new, row) for row in new.rows}
+        await audit.record_tasks(session, audit.TASK_CREATED, new.by, changes)
         edges = [
             {"task_id": row.id, "upstream_id": task_id, "resolved": task_id in settled[row.id]}
             for row in new.rows
@@ -167,6 +176,11 @@ class BatchStore:
         ids = [str(task_id) for task_id in batch.task_ids]
         in_order = {names[task_id]: str(task_id) for task_id in batch.task_ids if task_id in names}
         return BatchSubmission(str(batch.id), batch.created_at, ids, in_order, False)
+
+
+def _change(new: BatchAcceptance, row: BatchRow) -> dict[str, Any]:
+    """What the audit says of a new task."""
+    return {"template": row.columns["template"], "priority": row.columns["priority"], "batch": str(new.id)}
 
 
 def _values(new: BatchAcceptance, row: BatchRow, settled: Collection[UUID]) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from sqlalchemy import func
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from ai_task_orchestra.errors import ConflictError, DispatchError, NotFoundError, UnreachableError
-from api import live_store
+from api import audit, live_store
 from api.gateway import PrefectGateway
+from api.identity import INTERNAL, Author
 from api.live_store import LiveTask
 from api.mirror import Mirror
 from api.models import Phase
@@ -43,7 +44,7 @@ class Cancellation:
     ) -> None:
         self._sessions, self._gateway, self._mirror, self._wake = sessions, gateway, mirror, wake
 
-    async def request(self, task_id: UUID) -> None:
+    async def request(self, task_id: UUID, by: Author = INTERNAL) -> None:
         """Record that the task is to be cancelled and begin; Prefect need not be there.
 
         Raises:
@@ -58,6 +59,8 @@ class Cancellation:
                 return
             if task.is_final:
                 raise ConflictError(f"The task is {task.status} already.")
+            if task.cancel_requested_at is None:
+                await audit.record(session, audit.TASK_CANCELLED, by, {"status": task.status}, task_id=task_id)
             await self._wake.announce(session)
             logger.info("task_cancel_requested", extra={"task_id": str(task_id)})
             if task.phase == Phase.WAITING:

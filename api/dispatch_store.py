@@ -11,6 +11,7 @@ from uuid import UUID
 from sqlalchemy import Table, case, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
+from api.admission import admit
 from api.models import DisposalRecord, Phase, TaskRecord
 
 TASK: Final[Table] = TaskRecord.__table__  # type: ignore[attr-defined]
@@ -28,7 +29,7 @@ _RUNNABLE = text(
     FROM (
         SELECT *
         FROM task
-        WHERE work_pool = :pool AND status = 'queued' AND unresolved = 0
+        WHERE work_pool = :pool AND status = 'queued' AND unresolved = 0 AND NOT barred
             AND (not_before IS NULL OR not_before <= now() OR adopted)
         ORDER BY priority DESC, seq LIMIT :window
     ) most_urgent
@@ -53,13 +54,14 @@ _WAITING_FOR_OTHERS = text(
     """
 )
 
-# A row that ended while its flow run was being created: that run may exist by now.
+# A row that ended while its flow run was being created: that run may exist by now. Or one that waited for others, and
+# by now only for its key's limit: it is created as one that is held.
 _LEFT_OVER = text(
     """
     SELECT id, generation, phase, template, deployment_id, flow_run_id, priority, batch_id,
         refers_to IS NOT NULL AS refers
     FROM task
-    WHERE phase = 'creating' AND status NOT IN ('queued', 'running')
+    WHERE phase = 'creating' AND (status NOT IN ('queued', 'running') OR (unresolved = 0 AND barred))
     """
 )
 
@@ -94,6 +96,7 @@ class Order:
     parameters: dict[str, Any]
     priority: int
     unresolved: int
+    barred: bool
     is_over: bool
     due: datetime | None
     batch_id: UUID | None
@@ -111,7 +114,8 @@ class DispatchStore:
         """The next `limit` rows to see to, the most urgent first; not those in `busy`."""
         found: list[Candidate] = []
         fetch = limit + len(busy)
-        async with self._sessions() as session:
+        async with self._sessions.begin() as session:
+            await admit(session)
             for statement in (_RUNNABLE, _WAITING_FOR_OTHERS):
                 for pool in pools:
                     rows = await session.execute(statement, {"pool": pool, "window": window, "fetch": fetch})
@@ -140,6 +144,7 @@ class DispatchStore:
                 TASK.c.parameters,
                 TASK.c.priority,
                 TASK.c.unresolved,
+                TASK.c.barred,
                 (TASK.c.cancel_requested_at.is_not(None) | TASK.c.status.not_in(("queued", "running"))).label("over"),
                 case((TASK.c.adopted, TASK.c.not_before)).label("due"),
                 TASK.c.batch_id,

@@ -182,7 +182,7 @@ class Dispatcher:
         state_type, state_name, message, when = SCHEDULED, protocol.STATE_QUEUED, None, order.due
         if order.is_over:
             state_type, state_name, message, when = CANCELLED, "Cancelled", "Cancelled before it was created.", None
-        elif order.unresolved or order.refers:
+        elif order.unresolved or order.refers or order.barred:
             # Created Pending, which no worker polls, since the first state decides where the UI sorts a run.
             state_type, state_name, when = PENDING, protocol.STATE_HELD, None
             message = _why_held(order)
@@ -267,9 +267,11 @@ def _labels(order: Order) -> dict[str, str]:
 
 
 def _why_held(order: Order) -> str:
-    if not order.unresolved:
-        return "Its parameters are being completed with results of other tasks."
-    return f"Waits for {order.unresolved} other task{'s' if order.unresolved > 1 else ''}."
+    if order.unresolved:
+        return f"Waits for {order.unresolved} other task{'s' if order.unresolved > 1 else ''}."
+    if order.barred:
+        return "Waits until its API key may run one more task."
+    return "Its parameters are being completed with results of other tasks."
 
 
 def _waits_for_results(order: Order) -> tuple[str, ...]:

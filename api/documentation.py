@@ -6,7 +6,7 @@ import ipaddress
 from typing import Any, Final
 
 from ai_task_orchestra.settings import Settings
-from api import examples, schemas
+from api import examples, key_schemas, schemas
 from api.guard import MAX_IDEMPOTENCY_KEY
 
 DESCRIPTION: Final = """
@@ -27,7 +27,7 @@ _MEANINGS: Final = {
     413: "The body is too large",
     415: "The body is not JSON in UTF-8",
     422: "Validation error",
-    429: "Too many wrong API keys",
+    429: "Too many wrong API keys, or a limit of this API key is used up; `Retry-After` says when to try again",
     500: "Server error",
     503: "The database does not answer; try again",
 }
@@ -42,16 +42,21 @@ def problems(*statuses: int) -> Responses:
 
 
 #: Answers that any route under `/api/v1` can give.
-EVERYWHERE: Final = problems(401, 429, 500, 503)
+EVERYWHERE: Final = problems(401, 403, 429, 500, 503)
 
 
-def _body(schema: dict[str, Any]) -> dict[str, Any]:
+def _body(schema: dict[str, Any], *, required: bool = True) -> dict[str, Any]:
     """A request body. Bodies are read by `api.guard`, out of FastAPI's sight, so they are described by hand."""
-    return {"required": True, "content": {"application/json": {"schema": schema}}}
+    return {"required": required, "content": {"application/json": {"schema": schema}}}
 
 
 def _header(name: str, description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
     return {name: {"description": description, "schema": schema or {"type": "string"}}}
+
+
+def located(description: str) -> Responses:
+    """`responses=` for a route that makes something: the header that says where it is."""
+    return {201: {"headers": _header("Location", description)}}
 
 
 _LOCATION: Final = _header("Location", "Where the task can be read.")
@@ -104,6 +109,11 @@ REQUEST_BODY_BATCH: Final[dict[str, Any]] = _idempotent(_batch_schema())
 
 REQUEST_BODY_PARAMETERS: Final[dict[str, Any]] = {
     "requestBody": _body({"type": "object", "title": "Parameters by name", "examples": [examples.INFERENCE_PARAMETERS]})
+}
+
+REQUEST_BODY_KEY: Final[dict[str, Any]] = {"requestBody": _body(key_schemas.KeyRequest.model_json_schema())}
+REQUEST_BODY_ROTATION: Final[dict[str, Any]] = {
+    "requestBody": _body(key_schemas.RotationRequest.model_json_schema(), required=False)
 }
 
 

@@ -45,7 +45,7 @@ class RequestEnvelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(scope)
+        request_id = scope["request_id"] = _request_id(scope)
         started = time.perf_counter()
         status: int | None = None
 

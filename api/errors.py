@@ -6,6 +6,7 @@ Domain errors know no HTTP; their status is found by walking the class's MRO in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
@@ -27,6 +28,9 @@ RETRY_AFTER_SECONDS: Final = "2"
 
 #: Domain error -> status. The nearest class in the MRO counts.
 STATUSES: Final[dict[type[BaseException], int]] = {
+    domain.RefusedError: 403,
+    domain.LimitError: 429,
+    domain.InvalidRequestError: 422,
     domain.NotFoundError: 404,
     domain.ConflictError: 409,
     domain.IdempotencyMismatchError: 422,
@@ -123,6 +127,11 @@ def parameter_error(error: domain.ParameterError) -> ApiError:
     )
 
 
+def retry_after(seconds: float) -> dict[str, str]:
+    """The header that says when to try again: whole seconds, at least one."""
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}
+
+
 def status_of(error: BaseException) -> int:
     """The HTTP status of a domain error."""
     for cls in type(error).__mro__:
@@ -143,6 +152,8 @@ def domain_error(error: domain.OrchestraError) -> ApiError:
     if status == 500:
         raise error
     headers = {"Retry-After": RETRY_AFTER_SECONDS} if status == 503 else None
+    if isinstance(error, domain.LimitError):
+        headers = retry_after(error.retry_after_seconds)
     return ApiError(status, error.code, error.message, headers=headers)
 
 

@@ -122,3 +122,40 @@ BATCH_DETAIL: Final[dict[str, Any]] = {
         },
     ],
 }
+
+KEY_REQUEST: Final[dict[str, Any]] = {
+    "name": "nightly reports",
+    "tenant": "statistics",
+    "scopes": ["read", "submit"],
+    "templates": ["ollama-inference"],
+    "max_priority": 5,
+    "max_queued": 1000,
+    "max_running": 2,
+    "requests_per_minute": 600,
+}
+
+KEY_DESCRIBED: Final[dict[str, Any]] = {
+    "id": "0b9c9a52-52f4-4a04-8a59-4f0f0a4b7c11",
+    "name": "nightly reports",
+    "tenant": "statistics",
+    "prefix": "ato_7Qm2",
+    "scopes": ["read", "submit"],
+    "status": "active",
+    "created_at": "2025-08-09T10:30:00.000000Z",
+    "last_used_at": "2025-08-09T11:02:00.000000Z",
+    "max_priority": 5,
+}
+
+KEY_SHOWN: Final[dict[str, Any]] = KEY_DESCRIBED | {"key": "ato_7Qm2... (32 characters)"}
+
+AUDIT_LISTED: Final[dict[str, Any]] = {
+    "id": 4711,
+    "at": "2025-08-09T10:30:00.000000Z",
+    "kind": "task_created",
+    "task_id": "8c1f2f0e-6f6a-4a51-9a53-0d1f6f7f2c11",
+    "actor": "nightly reports",
+    "actor_key_id": "0b9c9a52-52f4-4a04-8a59-4f0f0a4b7c11",
+    "tenant": "statistics",
+    "request_id": "4f1c9a52a0f84b0c9d3c6d7f2c110b9c",
+    "detail": {"template": "ollama-inference", "priority": 5},
+}

@@ -7,7 +7,7 @@ import re
 from email.message import Message
 from typing import Annotated, Any, Final
 
-from fastapi import Request
+from fastapi import Query, Request
 from pydantic import BeforeValidator, Field
 
 from api import strict_json
@@ -15,6 +15,8 @@ from api.errors import ApiError
 from api.rooms import OpenRooms
 
 MAX_IDEMPOTENCY_KEY: Final = 255
+MAX_LIMIT: Final = 1000
+MAX_OFFSET: Final = 10**9
 #: A client that sends its body drop by drop holds a connection no longer than this.
 BODY_SECONDS: Final = 30.0
 _VISIBLE_ASCII = re.compile(rf"[\x21-\x7e]{{1,{MAX_IDEMPOTENCY_KEY}}}")
@@ -31,6 +33,18 @@ async def json_body(request: Request, rooms: OpenRooms) -> Any:
     _check_media_type(request)
     body = await _read(request, rooms.settings.max_body_bytes)
     return strict_json.parse(body, max_nesting=rooms.settings.max_nesting)
+
+
+async def optional_json_body(request: Request, rooms: OpenRooms) -> Any:
+    """The same, or None for a request without a body.
+
+    Raises:
+        ApiError: as `json_body`.
+    """
+    headers = request.headers
+    if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
+        return None
+    return await json_body(request, rooms)
 
 
 async def idempotency_key(request: Request) -> str | None:
@@ -91,5 +105,7 @@ def _only_digits(value: Any) -> Any:
 
 #: Stands after the constraints of an integer in a query.
 Digits = BeforeValidator(_only_digits)
+Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT), Digits, Query(description="Maximum number of items to return.")]
+Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET), Digits, Query(description="Pagination offset.")]
 #: A text in a query; PostgreSQL can't even be asked about one that holds NUL.
 CleanText = Annotated[str, Field(pattern=r"^[^\x00]*$")]

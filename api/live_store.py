@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, Float, Table, Update, cast, delete, func, 
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api.admission import is_limited
 from api.dependency_store import settle
 from api.models import FINAL, LIVE, AttemptRecord, AuditRecord, DisposalRecord, Phase, TaskRecord
 from api.prefect_types import FlowRun
@@ -30,6 +31,17 @@ DELETE: Final = "delete"
 CANCEL: Final = "cancel"
 #: It is over, and counts as cancelled whatever it ended as.
 OVERRULE: Final = "overrule"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """To be moved to a priority, and who wishes it (`api.identity.Author.as_json`)."""
+
+    move_to: int | None
+    move_by: dict[str, Any] | None
+
+
+NO_WISH: Final = Wish(None, None)
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,7 @@ class LiveTask:
     worker: str | None
     started_at: datetime | None
     move_to: int | None
+    move_by: dict[str, Any] | None
     cancel_requested_at: datetime | None
     #: How long its attempt has been seen not to stop by itself.
     cancelling_seconds: float | None
@@ -65,6 +78,10 @@ class LiveTask:
     retries: int
     retry_delay_seconds: float
     on_worker_loss: str
+
+    @property
+    def wish(self) -> Wish:
+        return Wish(self.move_to, self.move_by)
 
     @property
     def is_final(self) -> bool:
@@ -136,6 +153,8 @@ async def begin_again(
         "cancelling_since": None,
         "priority": task.move_to or task.priority,
         "move_to": None,
+        "move_by": None,
+        "barred": is_limited(),
     }
     await session.execute(_live(task).values(fresh | columns))
 
@@ -158,10 +177,10 @@ async def finish(
     return await settle(session, [task.id], status)
 
 
-async def cancel_batch(session: AsyncSession, batch_id: UUID) -> None:
+async def cancel_batch(session: AsyncSession, batch_id: UUID) -> dict[UUID, str]:
     """Cancel the tasks of a batch: those that nobody can have begun here and now, for the others the wish is recorded.
 
-    All are locked first, in the order of `seq`.
+    All are locked first, in the order of `seq`. Returns those that were not to be cancelled before, with their status.
     """
     wanted = select(*_COLUMNS).where(TASK.c.batch_id == batch_id, TASK.c.status.in_(LIVE)).order_by(TASK.c.seq)
     tasks = [LiveTask(*row) for row in await session.execute(wanted.with_for_update(key_share=True))]
@@ -175,6 +194,7 @@ async def cancel_batch(session: AsyncSession, batch_id: UUID) -> None:
     wish = {"cancel_requested_at": func.coalesce(TASK.c.cancel_requested_at, func.now())}
     await session.execute(update(TASK).where(TASK.c.id.in_(later)).values(wish))
     await settle(session, list(now), "cancelled")
+    return {task.id: task.status for task in tasks if task.cancel_requested_at is None}
 
 
 async def end_phase(session: AsyncSession, task_id: UUID) -> None:
@@ -226,12 +246,13 @@ async def forget_move(
     *,
     generation: int | None = None,
     priority: int | None = None,
-    earlier: int | None = None,
+    earlier: Wish = NO_WISH,
 ) -> None:
     """The wish to move is void; only that of this generation, or to this priority. An `earlier` one stands again."""
     wanted = [TASK.c.generation == generation] if generation is not None else []
     wanted += [TASK.c.move_to == priority] if priority is not None else []
-    await session.execute(update(TASK).where(TASK.c.id == task_id, *wanted).values(move_to=earlier))
+    values = {"move_to": earlier.move_to, "move_by": earlier.move_by}
+    await session.execute(update(TASK).where(TASK.c.id == task_id, *wanted).values(values))
 
 
 async def audit(session: AsyncSession, kind: str, task_id: UUID, run: FlowRun, detail: Mapping[str, Any]) -> None:

@@ -5,7 +5,8 @@ Importing this module opens and reads nothing. `app` is built on first use, ever
 1. the template library is read;
 2. the core opens (database, dispatcher, mirror);
 3. a server that other machines can reach is refused without a key;
-4. the template watch starts.
+4. the last use of keys is written down from now on;
+5. the template watch starts.
 
 They close in the opposite order: the watch may still use the library, nothing may use a closed core.
 """
@@ -27,16 +28,19 @@ from ai_task_orchestra.library import TemplateLibrary
 from ai_task_orchestra.logs import configure_logging
 from ai_task_orchestra.settings import Settings, load_settings
 from api import documentation, errors
-from api.auth import FailureCount, KeyLookup, KeyRing, authenticate
+from api.audit import AuditStore
+from api.auth import authenticate
 from api.batch_service import BatchService
 from api.core import open_core
 from api.envelope import RequestEnvelope
+from api.key_ring import KeyRing
 from api.keys import ApiKeyStore
 from api.rooms import Rooms
-from api.routes import batches, health, tasks, templates
+from api.routes import audit, batches, health, keys, tasks, templates
 from api.service import TaskService
 from api.startup import require_keys
 from api.template_watch import TemplateWatch, run_bootstrap
+from api.throttle import RequestRate, WrongKeys
 from api.unknown_paths import unknown_paths
 
 PREFIX: Final = "/api/v1"
@@ -56,19 +60,19 @@ class OpenCore(Protocol):
 
 
 CoreFactory = Callable[[Settings, TemplateLibrary], AbstractAsyncContextManager[OpenCore]]
-KeyStoreFactory = Callable[[Any], KeyLookup]
+#: What sees to stored keys, and what reads the audit, in the core's sessions.
+StoreFactories = tuple[Callable[[Any], Any], Callable[[Any], Any]]
 
 
 def create_app(
     settings: Settings | None = None,
     *,
     core_factory: CoreFactory = open_core,
-    key_store: KeyStoreFactory = ApiKeyStore,
+    stores: StoreFactories = (ApiKeyStore, AuditStore),
 ) -> FastAPI:
     """The application with `settings`, else those of the environment.
 
-    `core_factory` and `key_store` are the seams to the database: what opens the core, and what finds stored keys in
-    its sessions.
+    `core_factory` and `stores` are the seams to the database, for tests.
 
     Raises:
         ConfigurationError: the environment's settings can't be used.
@@ -83,10 +87,9 @@ def create_app(
         docs_url="/docs" if shown else None,
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=partial(_lifespan, settings=settings, core_factory=core_factory, key_store=key_store),
+        lifespan=partial(_lifespan, settings=settings, core_factory=core_factory, stores=stores),
         generate_unique_id_function=_operation_id,
     )
-    app.state.failures = FailureCount()
     app.add_middleware(RequestEnvelope)
     errors.install(app)
     app.include_router(health.router)
@@ -102,6 +105,8 @@ def _add_api(app: FastAPI) -> None:
     api.include_router(batches.router)
     api.include_router(tasks.router)
     api.include_router(templates.router)
+    api.include_router(keys.router)
+    api.include_router(audit.router)
     before = len(app.router.routes)
     app.include_router(api)
     app.router.routes.append(unknown_paths(PREFIX, app.router.routes[before:]))
@@ -109,7 +114,7 @@ def _add_api(app: FastAPI) -> None:
 
 @contextlib.asynccontextmanager
 async def _lifespan(
-    app: FastAPI, *, settings: Settings, core_factory: CoreFactory, key_store: KeyStoreFactory
+    app: FastAPI, *, settings: Settings, core_factory: CoreFactory, stores: StoreFactories
 ) -> AsyncIterator[None]:
     """The numbered steps of this module's docstring."""
     async with AsyncExitStack() as stack:
@@ -119,11 +124,24 @@ async def _lifespan(
         # 2.
         core = await stack.enter_async_context(core_factory(settings, library))
         # 3.
-        keys = KeyRing(settings, key_store(core.sessions))
-        await require_keys(settings, keys)
+        key_store, audit_store = (make(core.sessions) for make in stores)
+        ring = KeyRing(settings, key_store)
+        await require_keys(settings, ring)
         # 4.
+        await stack.enter_async_context(ring.last_use.running())
+        # 5.
         await stack.enter_async_context(TemplateWatch(library, partial(run_bootstrap, settings)).running())
-        app.state.rooms = Rooms(settings=settings, library=library, tasks=core.service, batches=core.batches, keys=keys)
+        app.state.rooms = Rooms(
+            settings=settings,
+            library=library,
+            tasks=core.service,
+            batches=core.batches,
+            keys=ring,
+            key_store=key_store,
+            audit=audit_store,
+            wrong_keys=WrongKeys(settings.wrong_keys_per_minute),
+            request_rate=RequestRate(),
+        )
         yield
 
 

@@ -76,7 +76,21 @@ class TaskRecord(SQLModel, table=True):
             "work_pool",
             text("priority DESC"),
             "seq",
-            postgresql_where=text("status = 'queued' AND unresolved = 0"),
+            postgresql_where=text("status = 'queued' AND unresolved = 0 AND NOT barred"),
+        ),
+        Index(
+            "task_barred",
+            "api_key_id",
+            text("priority DESC"),
+            "seq",
+            postgresql_where=text("status = 'queued' AND unresolved = 0 AND barred"),
+        ),
+        Index(
+            "task_of_key",
+            "api_key_id",
+            "status",
+            "barred",
+            postgresql_where=text("api_key_id IS NOT NULL AND status IN ('queued', 'running')"),
         ),
         Index("task_held", "work_pool", "seq", postgresql_where=text("status = 'queued' AND unresolved > 0")),
         Index(
@@ -114,6 +128,11 @@ class TaskRecord(SQLModel, table=True):
     result: Any = Field(default=None, sa_column=_json())
     error: Any = Field(default=None, sa_column=_json())
     resource_usage: Any = Field(default=None, sa_column=_json())
+
+    #: The stored key it was submitted with; None for the operator's keys, and for runs born in Prefect.
+    api_key_id: uuid.UUID | None = Field(default=None, sa_column=Column(Uuid))
+    #: Waits for one of its key's `max_running` places; see `api.admission`.
+    barred: bool = Field(default=False, nullable=False, sa_column_kwargs={"server_default": text("false")})
 
     idempotency_key: str | None = Field(default=None, sa_column=Column(Text))
     body_hash: str | None = Field(default=None, sa_column=Column(Text))
@@ -163,6 +182,8 @@ class TaskRecord(SQLModel, table=True):
 
     #: Intents, written before Prefect is asked, so that a killed process's work is finished by another.
     move_to: int | None = Field(default=None, sa_column=Column(SmallInteger))
+    #: Who wishes it to be moved, for the audit; see `api.identity.Author`.
+    move_by: Any = Field(default=None, sa_column=_json())
     cancel_requested_at: datetime | None = Field(default=None, sa_column=_moment())
     #: Since when the task certainly ends as cancelled: its run was first seen Cancelling, or its client was told so.
     cancelling_since: datetime | None = Field(default=None, sa_column=_moment())
@@ -227,18 +248,28 @@ class DisposalRecord(SQLModel, table=True):
 
 
 class AuditRecord(SQLModel, table=True):
-    """Something that contradicts what is already decided, for example a late state of a finished task."""
+    """Something to be looked up later: a change that somebody asked for, with who it was, or something in Prefect
+    that contradicts what is already decided (a late state of a finished task), with the flow run.
+    """
 
     __tablename__ = "audit"
     __table_args__ = (
         Index("audit_task", "task_id"),
+        Index("audit_actor", "actor_key_id", "id"),
         Index("audit_once", "flow_run_id", "state_id", "kind", unique=True),
     )
 
     id: int | None = Field(default=None, sa_column=Column(BigInteger, Identity(always=True), primary_key=True))
     at: datetime = Field(sa_column=_moment(nullable=False, now=True))
     kind: str = Field(sa_column=Column(Text, nullable=False))
-    task_id: uuid.UUID = Field(sa_column=Column(Uuid, nullable=False))
+    #: What was changed: a task, or an API key.
+    task_id: uuid.UUID | None = Field(default=None, sa_column=Column(Uuid))
+    key_id: uuid.UUID | None = Field(default=None, sa_column=Column(Uuid))
+    #: Who changed it: a key's name and, for a stored one, its id; None for what Prefect did by itself.
+    actor: str | None = Field(default=None, sa_column=Column(Text))
+    actor_key_id: uuid.UUID | None = Field(default=None, sa_column=Column(Uuid))
+    tenant: str | None = Field(default=None, sa_column=Column(Text))
+    request_id: str | None = Field(default=None, sa_column=Column(Text))
     flow_run_id: uuid.UUID | None = Field(default=None, sa_column=Column(Uuid))
     state_id: uuid.UUID | None = Field(default=None, sa_column=Column(Uuid))
     detail: dict[str, Any] = Field(sa_column=_json(nullable=False))
@@ -248,7 +279,10 @@ class ApiKeyRecord(SQLModel, table=True):
     """An API key; the key itself is stored nowhere, only its SHA-256."""
 
     __tablename__ = "api_key"
-    __table_args__ = (Index("api_key_hash", "key_hash", unique=True),)
+    __table_args__ = (
+        Index("api_key_hash", "key_hash", unique=True),
+        Index("api_key_previous_hash", "previous_hash", unique=True),
+    )
 
     id: uuid.UUID = Field(sa_column=Column(Uuid, primary_key=True))
     name: str = Field(sa_column=Column(Text, nullable=False))
@@ -260,3 +294,14 @@ class ApiKeyRecord(SQLModel, table=True):
     expires_at: datetime | None = Field(default=None, sa_column=_moment())
     revoked_at: datetime | None = Field(default=None, sa_column=_moment())
     last_used_at: datetime | None = Field(default=None, sa_column=_moment())
+
+    #: Limits; None = no limit.
+    templates: list[str] | None = Field(default=None, sa_column=Column(ARRAY(Text)))
+    max_priority: int | None = Field(default=None, sa_column=Column(BigInteger))
+    max_queued: int | None = Field(default=None, sa_column=Column(BigInteger))
+    max_running: int | None = Field(default=None, sa_column=Column(BigInteger))
+    requests_per_minute: int | None = Field(default=None, sa_column=Column(BigInteger))
+
+    #: The hash before the last rotation, and until when it still opens the API.
+    previous_hash: str | None = Field(default=None, sa_column=Column(Text))
+    previous_expires_at: datetime | None = Field(default=None, sa_column=_moment())

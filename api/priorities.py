@@ -18,16 +18,17 @@ import asyncio
 import enum
 import logging
 import time
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from ai_task_orchestra.errors import ConflictError, DispatchError, NotFoundError, UnreachableError
-from api import live_store
+from api import audit, live_store
 from api.claims import Claim, claim
 from api.gateway import PrefectGateway
-from api.live_store import LiveTask
+from api.identity import INTERNAL, Author
+from api.live_store import NO_WISH, LiveTask, Wish
 from api.mirror import Mirror
 from api.models import Phase
 from api.prefect_http import PrefectUnreachableError
@@ -64,7 +65,7 @@ class Priorities:
     ) -> None:
         self._sessions, self._gateway, self._mirror, self._wake = sessions, gateway, mirror, wake
 
-    async def change(self, task_id: UUID, priority: int) -> None:
+    async def change(self, task_id: UUID, priority: int, by: Author = INTERNAL) -> None:
         """Give a queued task another priority.
 
         Raises:
@@ -72,7 +73,7 @@ class Priorities:
             UnreachableError: its flow run has to move and Prefect does not answer. Nothing has changed, unless the
                 run may have been claimed: then the leader moves it once Prefect answers.
         """
-        done, earlier = await self._wish(task_id, priority)
+        done, earlier = await self._wish(task_id, priority, by)
         if done:
             return
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -111,7 +112,7 @@ class Priorities:
         await self._mirror.reconcile([task.flow_run_id])
         return await self._refuse(task)
 
-    async def _wish(self, task_id: UUID, priority: int) -> tuple[bool, int | None]:
+    async def _wish(self, task_id: UUID, priority: int, by: Author) -> tuple[bool, Wish]:
         """Step 1. (whether that was all, the wish that stood there before)."""
         async with self._sessions.begin() as session:
             task = await live_store.lock(session, task_id)
@@ -122,16 +123,17 @@ class Priorities:
                 raise ConflictError(f"Only queued tasks have a priority to change; this one is {word}.")
             if task.deployment_id is None and task.adopted:
                 raise ConflictError("A flow run without a deployment can't be moved to another priority.")
-            if task.phase == Phase.WAITING:
-                await live_store.write(session, task, priority=priority)
-                await self._wake.announce(session)
-            elif task.priority == priority and task.move_to is None:
-                return True, None
-            else:
-                await live_store.write(session, task, move_to=priority)
-                return False, task.move_to
+            if task.priority == priority and task.move_to is None:
+                return True, NO_WISH
+            if task.phase != Phase.WAITING:
+                await live_store.write(session, task, move_to=priority, move_by=by.as_json())
+                return False, task.wish
+            await live_store.write(session, task, priority=priority)
+            change = {"from": task.priority, "to": priority}
+            await audit.record(session, audit.PRIORITY_CHANGED, by, change, task_id=task.id)
+            await self._wake.announce(session)
         self._wake.dispatch()
-        return True, None
+        return True, NO_WISH
 
     async def _replace(self, task: LiveTask, run_id: UUID) -> Move:
         """Steps 3 and 4; the claimed run is nobody's but ours."""
@@ -141,6 +143,9 @@ class Priorities:
                 return Move.NOTHING  # somebody else did it
             if now.cancel_requested_at is None and not now.is_final:
                 await live_store.begin_again(session, now, not_before=now.not_before)
+                if now.move_by is not None:
+                    change: dict[str, Any] = {"from": now.priority, "to": now.move_to}
+                    await audit.record(session, audit.PRIORITY_CHANGED, now.move_by, change, task_id=now.id)
                 await live_store.dispose(session, run_id, task.id, live_store.DELETE)
                 await self._wake.announce(session)
         if now.cancel_requested_at is not None or now.is_final:
@@ -163,7 +168,7 @@ class Priorities:
             await live_store.forget_move(session, task.id, generation=task.generation)
         return Move.REFUSED
 
-    async def _forget(self, task_id: UUID, priority: int, earlier: int | None) -> None:
+    async def _forget(self, task_id: UUID, priority: int, earlier: Wish) -> None:
         """Take our wish back. For an earlier one the run may be claimed already: that one must be carried through."""
         async with self._sessions.begin() as session:
             await live_store.forget_move(session, task_id, priority=priority, earlier=earlier)

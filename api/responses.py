@@ -10,11 +10,14 @@ import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from starlette.responses import Response
 
 if TYPE_CHECKING:
     from ai_task_orchestra.template import TemplateSpec
+    from api.audit import AuditEntry
+    from api.keys import StoredKey
     from api.views import BatchSubmission, BatchView, LogLine, TaskView
 
 STATUSES = ("queued", "running", "completed", "failed", "cancelled")
@@ -42,6 +45,22 @@ _DETAILED = (
     "name",
 )
 _MEMBER = ("id", "name", *_GROUPED[1:], "depends_on", "error")
+
+
+_KEY = (
+    "id",
+    "name",
+    "tenant",
+    "prefix",
+    "scopes",
+    "status",
+    "created_at",
+    "expires_at",
+    "revoked_at",
+    "last_used_at",
+    "previous_expires_at",
+)
+_LIMITS = ("templates", "max_priority", "max_queued", "max_running", "requests_per_minute")
 
 
 class JsonAnswer(Response):
@@ -101,6 +120,17 @@ def log_line(line: LogLine) -> dict[str, Any]:
     return _pick(line, ("timestamp", "level", "step", "message"))
 
 
+def api_key(stored: StoredKey, key: str | None = None) -> dict[str, Any]:
+    """An API key as `/keys` shows it; `key` is its text, for the one answer that holds it."""
+    shown = _pick(stored, _KEY) | _pick(stored.limits, _LIMITS)
+    return shown if key is None else shown | {"key": key}
+
+
+def audit_entry(entry: AuditEntry) -> dict[str, Any]:
+    """One row of the audit."""
+    return _pick(entry, [field.name for field in dataclasses.fields(entry)])
+
+
 def template_summary(spec: TemplateSpec) -> dict[str, Any]:
     """A template as an item of `GET /templates`."""
     return {
@@ -130,6 +160,8 @@ def _plain(value: Any) -> Any:
     """Times and our own dataclasses as JSON; whatever a user or a step wrote stays as it is."""
     if isinstance(value, datetime):
         return timestamp(value)
+    if isinstance(value, UUID):
+        return str(value)
     if dataclasses.is_dataclass(value):
         return _pick(value, [field.name for field in dataclasses.fields(value)])
     if isinstance(value, list | tuple):

@@ -11,9 +11,12 @@ from ai_task_orchestra.settings import Settings
 
 if TYPE_CHECKING:
     from ai_task_orchestra.library import TemplateLibrary
-    from api.auth import KeyRing
+    from api.audit import AuditStore
     from api.batch_service import BatchService
+    from api.key_ring import KeyRing
+    from api.keys import ApiKeyStore
     from api.service import TaskService
+    from api.throttle import RequestRate, WrongKeys
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,10 @@ class Rooms:
     tasks: TaskService
     batches: BatchService
     keys: KeyRing
+    key_store: ApiKeyStore
+    audit: AuditStore
+    wrong_keys: WrongKeys
+    request_rate: RequestRate
 
 
 def rooms_of(request: Request) -> Rooms:

@@ -21,6 +21,8 @@ Priority = Annotated[
     int, Field(ge=PRIORITIES[0], le=PRIORITIES[-1], description="10 is the most urgent, 1 the least.", examples=[5])
 ]
 
+_LOWERED = "Only if it was more than this API key may ask for: what was asked."
+
 
 class TaskRequest(BaseModel):
     """A request to run a template."""
@@ -67,13 +69,13 @@ class BatchRequest(BaseModel):
 _Shape = TypeVar("_Shape", bound=type)
 
 
-def _exactly(example: dict[str, Any] | None = None) -> Callable[[_Shape], _Shape]:
+def exactly(example: dict[str, Any] | None = None) -> Callable[[_Shape], _Shape]:
     """Makes a typed dictionary's shape refuse other fields, and shows `example` in the document."""
     extra: dict[str, Any] = {} if example is None else {"examples": [example]}
     return with_config(ConfigDict(extra="forbid", json_schema_extra=extra))
 
 
-@_exactly(examples.TASK_ACCEPTED)
+@exactly(examples.TASK_ACCEPTED)
 class TaskAccepted(TypedDict):
     """A task just accepted."""
 
@@ -85,9 +87,10 @@ class TaskAccepted(TypedDict):
     parameters: dict[str, Any]
     depends_on: list[str]
     on_dependency_failure: NotRequired[Annotated[Literal["run"], Field(description="Only if it was asked for.")]]
+    requested_priority: NotRequired[Annotated[Priority, Field(description=_LOWERED)]]
 
 
-@_exactly(examples.TASK_LISTED)
+@exactly(examples.TASK_LISTED)
 class TaskListed(TypedDict):
     """A task in a list."""
 
@@ -99,7 +102,7 @@ class TaskListed(TypedDict):
     template: str
 
 
-@_exactly(examples.TASK_GROUPED)
+@exactly(examples.TASK_GROUPED)
 class TaskGrouped(TypedDict):
     """A task in the overview by status."""
 
@@ -112,7 +115,7 @@ class TaskGrouped(TypedDict):
     template: str
 
 
-@_exactly()
+@exactly()
 class TasksByStatus(TypedDict):
     """The newest tasks of each status."""
 
@@ -131,7 +134,7 @@ class TaskError(TypedDict):
     step: NotRequired[Annotated[str, Field(description="The step that failed.")]]
 
 
-@_exactly()
+@exactly()
 class Attempt(TypedDict):
     """One time that work on a task was begun."""
 
@@ -150,7 +153,7 @@ class Attempt(TypedDict):
     ]
 
 
-@_exactly(examples.TASK_DETAIL)
+@exactly(examples.TASK_DETAIL)
 class TaskDetail(TypedDict):
     """Everything about a task."""
 
@@ -179,7 +182,7 @@ class TaskDetail(TypedDict):
     name: NotRequired[Annotated[str, Field(description="What its batch calls it.")]]
 
 
-@_exactly(examples.BATCH_ACCEPTED)
+@exactly(examples.BATCH_ACCEPTED)
 class BatchAccepted(TypedDict):
     """A batch just accepted."""
 
@@ -187,9 +190,12 @@ class BatchAccepted(TypedDict):
     created_at: datetime
     ids: Annotated[list[str], Field(description="The tasks' ids in the order of the request.")]
     tasks: Annotated[dict[str, str], Field(description="The ids of the tasks that have a name, by name.")]
+    requested_priorities: NotRequired[
+        Annotated[dict[str, Priority], Field(description="By task, if it was more than this API key may ask for.")]
+    ]
 
 
-@_exactly()
+@exactly()
 class BatchMember(TypedDict):
     """A task of a batch."""
 
@@ -206,7 +212,7 @@ class BatchMember(TypedDict):
     error: NotRequired[TaskError]
 
 
-@_exactly()
+@exactly()
 class Counts(TypedDict):
     """How many tasks have each status."""
 
@@ -217,7 +223,7 @@ class Counts(TypedDict):
     cancelled: int
 
 
-@_exactly(examples.BATCH_DETAIL)
+@exactly(examples.BATCH_DETAIL)
 class BatchDetail(TypedDict):
     """A batch as it is now."""
 
@@ -234,16 +240,17 @@ class BatchDetail(TypedDict):
     tasks: Annotated[list[BatchMember], Field(description="In the order of the request.")]
 
 
-@_exactly(examples.PRIORITY_CHANGED)
+@exactly(examples.PRIORITY_CHANGED)
 class PriorityChanged(TypedDict):
     """A task's new priority."""
 
     id: str
     priority: Priority
     status: Status
+    requested_priority: NotRequired[Annotated[Priority, Field(description=_LOWERED)]]
 
 
-@_exactly()
+@exactly()
 class LogEntry(TypedDict):
     """One line of a task's log."""
 
@@ -253,7 +260,7 @@ class LogEntry(TypedDict):
     message: str
 
 
-@_exactly()
+@exactly()
 class ParameterDescription(TypedDict):
     """A parameter of a template."""
 
@@ -268,7 +275,7 @@ class ParameterDescription(TypedDict):
     pattern: NotRequired[str]
 
 
-@_exactly(examples.TEMPLATE_SUMMARY)
+@exactly(examples.TEMPLATE_SUMMARY)
 class TemplateSummary(TypedDict):
     """A template and its parameters."""
 
@@ -277,7 +284,7 @@ class TemplateSummary(TypedDict):
     parameters: list[ParameterDescription]
 
 
-@_exactly(examples.TEMPLATE_DETAIL)
+@exactly(examples.TEMPLATE_DETAIL)
 class TemplateDetail(TypedDict):
     """A template with its steps as written in its YAML."""
 
@@ -287,7 +294,7 @@ class TemplateDetail(TypedDict):
     steps: list[dict[str, Any]]
 
 
-@_exactly(examples.VALIDATION)
+@exactly(examples.VALIDATION)
 class ValidationAnswer(TypedDict):
     """Whether parameters fit a template."""
 
@@ -297,7 +304,7 @@ class ValidationAnswer(TypedDict):
     errors: NotRequired[Annotated[dict[str, str], Field(description="Only when not valid: the reason for each name.")]]
 
 
-@_exactly()
+@exactly()
 class FieldProblem(TypedDict):
     """What is wrong with one place in a request; the value itself is never repeated."""
 
@@ -306,7 +313,7 @@ class FieldProblem(TypedDict):
     type: str
 
 
-@_exactly(examples.PROBLEM)
+@exactly(examples.PROBLEM)
 class Problem(TypedDict):
     """Every error's body."""
 
@@ -315,7 +322,7 @@ class Problem(TypedDict):
     errors: NotRequired[Annotated[list[FieldProblem], Field(description="Only for code `validation_error`.")]]
 
 
-@_exactly()
+@exactly()
 class Health(TypedDict):
     """The API serves."""
 
@@ -323,7 +330,7 @@ class Health(TypedDict):
     version: str
 
 
-@_exactly()
+@exactly()
 class BrokenTemplate(TypedDict):
     """A template file that was left out."""
 
@@ -332,7 +339,7 @@ class BrokenTemplate(TypedDict):
     reason: str
 
 
-@_exactly()
+@exactly()
 class Ready(TypedDict):
     """Database and Prefect answer."""
 
@@ -341,7 +348,7 @@ class Ready(TypedDict):
     broken_templates: list[BrokenTemplate]
 
 
-@_exactly()
+@exactly()
 class NotReady(TypedDict):
     """Something does not answer; `missing` names it."""
 

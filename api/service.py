@@ -16,6 +16,7 @@ from ai_task_orchestra.settings import Settings
 from api import plain_data
 from api.cancellation import Cancellation
 from api.gateway import PAGE, PrefectGateway
+from api.identity import INTERNAL, Author
 from api.priorities import Priorities
 from api.task_store import Acceptance, TaskStore, columns_of
 from api.views import AttemptView, LogLine, NewTask, OnDependencyFailure, Submission, TaskView
@@ -47,11 +48,20 @@ class TaskService:
         self._cancellation, self._priorities = cancellation, priorities
 
     async def submit(
-        self, new: NewTask, *, tenant: str, idempotency_key: str | None = None, body_hash: str | None = None
+        self,
+        new: NewTask,
+        *,
+        tenant: str,
+        idempotency_key: str | None = None,
+        body_hash: str | None = None,
+        by: Author = INTERNAL,
     ) -> Submission:
         """Accept a task. When this returns it is durable; Prefect need not be there.
 
+        A priority above what the author's key may ask for is lowered to that.
+
         Raises:
+            ForbiddenTemplateError, QueueLimitError: the author's key may not do this, or not now.
             UnknownDependencyError (NotFoundError), DependencyFailedError (ConflictError): see `depends_on`.
             IdempotencyMismatchError, IdempotencyBusyError: see `idempotency_key`.
             ParameterError: a parameter that Prefect would not take as plain data.
@@ -59,10 +69,11 @@ class TaskService:
         plain_data.refuse_programs(new.parameters)
         depends_on = [_upstream_id(text) for text in new.depends_on]
         acceptance = Acceptance(
-            columns=columns_of(new, self._settings.work_pool) | {"depends_on": depends_on},
+            columns=columns_of(new, self._settings.work_pool, by) | {"depends_on": depends_on},
             tenant=tenant,
             upstream=list(dict.fromkeys(depends_on)),
             runs_anyway=new.on_dependency_failure == "run",
+            by=by,
             idempotency_key=idempotency_key,
             body_hash=body_hash,
         )
@@ -86,8 +97,8 @@ class TaskService:
         """The newest tasks of each of the five statuses."""
         return await self._store.by_status(tenant=tenant, limit=limit)
 
-    async def change_priority(self, task_id: str, priority: int, *, tenant: str) -> TaskView:
-        """Move a queued task to another priority.
+    async def change_priority(self, task_id: str, priority: int, *, tenant: str, by: Author = INTERNAL) -> TaskView:
+        """Move a queued task to another priority, at most to what the author's key may ask for.
 
         Raises:
             NotFoundError: this tenant has no such task.
@@ -95,10 +106,10 @@ class TaskService:
             UnreachableError: its flow run has to move, and Prefect does not answer.
         """
         await self.get(task_id, tenant=tenant)
-        await self._priorities.change(UUID(task_id), priority)
+        await self._priorities.change(UUID(task_id), by.limits.priority(priority), by)
         return await self.get(task_id, tenant=tenant)
 
-    async def cancel(self, task_id: str, *, tenant: str) -> None:
+    async def cancel(self, task_id: str, *, tenant: str, by: Author = INTERNAL) -> None:
         """Cancel a task; once this returns, that is recorded and will happen.
 
         Raises:
@@ -106,7 +117,7 @@ class TaskService:
             ConflictError: it is completed or failed.
         """
         await self.get(task_id, tenant=tenant)
-        await self._cancellation.request(UUID(task_id))
+        await self._cancellation.request(UUID(task_id), by)
         status = (await self.get(task_id, tenant=tenant)).status
         if status in ("completed", "failed"):
             raise ConflictError(f"The task is {status} already.")

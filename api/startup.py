@@ -6,8 +6,8 @@ from typing import Final
 
 from ai_task_orchestra.errors import ConfigurationError
 from ai_task_orchestra.settings import Settings
-from api.auth import KeyRing
 from api.documentation import is_loopback
+from api.key_ring import KeyRing
 
 #: The documentation's own example must not open a server to a network.
 SAMPLE_KEY: Final = "your-api-key-here"

@@ -12,8 +12,10 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from ai_task_orchestra.errors import IdempotencyBusyError, IdempotencyMismatchError
-from api import upstream
+from ai_task_orchestra.errors import ForbiddenTemplateError, IdempotencyBusyError, IdempotencyMismatchError
+from api import audit, upstream
+from api.admission import check_queue
+from api.identity import INTERNAL, Author
 from api.models import FINAL, LIVE, AttemptRecord, DependencyRecord, TaskRecord
 from api.views import AttemptView, NewTask, Submission, TaskView
 from api.wake import Wake
@@ -62,16 +64,25 @@ class Acceptance:
     tenant: str
     upstream: list[uuid.UUID]
     runs_anyway: bool
+    by: Author = INTERNAL
     idempotency_key: str | None = None
     body_hash: str | None = None
 
 
-def columns_of(new: NewTask, default_pool: str) -> dict[str, Any]:
-    """What a row takes from a request and its template, without what it depends on."""
+def columns_of(new: NewTask, default_pool: str, by: Author) -> dict[str, Any]:
+    """What a row takes from a request, its template and its author, without what it depends on.
+
+    Raises:
+        ForbiddenTemplateError: the author's key may not use the template.
+    """
+    if not by.limits.allows(new.template.name):
+        raise ForbiddenTemplateError
     return {
+        "api_key_id": by.identity.key_id,
+        "barred": by.identity.key_id is not None and by.limits.max_running is not None,
         "template": new.template.name,
         "parameters": new.parameters,
-        "priority": new.priority,
+        "priority": by.limits.priority(new.priority),
         "on_dependency_failure": new.on_dependency_failure,
         "work_pool": new.template.work_pool or default_pool,
         "retries": new.template.retries,
@@ -92,6 +103,7 @@ class TaskStore:
 
         Raises:
             UnknownDependencyError, DependencyFailedError: a dependency does not exist, or can't complete any more.
+            QueueLimitError: the author's key has as many queued tasks as it may have.
             IdempotencyMismatchError, IdempotencyBusyError: the key was used for another body, or is being used.
         """
         if new.idempotency_key is not None and (known := await self._replay(new)):
@@ -166,6 +178,7 @@ class TaskStore:
 
     async def _insert(self, session: AsyncSession, new: Acceptance) -> AnyRow | None:
         """None: another request with this key was first."""
+        await check_queue(session, new.by)
         if new.idempotency_key is not None:
             await session.execute(text(f"SET LOCAL lock_timeout = {BUSY_MILLISECONDS}"))
         statuses = await upstream.lock(session, new.upstream, new.tenant)
@@ -183,7 +196,11 @@ class TaskStore:
             # PostgreSQL lets the second of two inserts wait for the first one's commit, then skips it.
             statement = statement.on_conflict_do_nothing(index_elements=[TASK.c.tenant, TASK.c.idempotency_key])
         row = (await session.execute(statement.returning(*_DETAIL))).one_or_none()
-        if row is not None and new.upstream:
+        if row is None:
+            return None
+        change = {"template": row.template, "priority": row.priority}
+        await audit.record(session, audit.TASK_CREATED, new.by, change, task_id=row.id)
+        if new.upstream:
             edges = [{"task_id": row.id, "upstream_id": up, "resolved": up in satisfied} for up in new.upstream]
             await session.execute(insert(DEPENDENCY), edges)
         return row

@@ -113,6 +113,22 @@ def read_api_key(settings: Settings) -> str:
     raise ConfigurationError(f"no API key: {settings.api_key_file} is empty")
 
 
+def read_database_url(settings: Settings) -> str:
+    """Where our database is: as set, else where the stack that is up in this home has put it.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    if settings.database_url is not None:
+        return settings.database_url
+    try:
+        return (settings.home / DATABASE_URL_FILE).read_text().strip()
+    except OSError as exc:
+        raise ConfigurationError(
+            f"no database: start `orchestra up` in {settings.home}, or set ORCHESTRA_DATABASE_URL"
+        ) from exc
+
+
 def ensure_prefect_auth(settings: Settings) -> str:
     """`user:password` of the Prefect server that we start: the operator's, else a generated one kept in a file."""
     if settings.prefect_auth_string:

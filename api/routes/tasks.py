@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Response
-from pydantic import Field
 
 from ai_task_orchestra.errors import NotFoundError
 from api import responses, schemas, submission
 from api.auth import Caller, Writer
 from api.documentation import COUNTED, CREATED, REQUEST_BODY_TASK, problems
-from api.guard import CleanText, Digits, idempotency_key, json_body
+from api.guard import CleanText, Digits, Limit, Offset, idempotency_key, json_body
+from api.identity import Author
 from api.responses import JsonAnswer
 from api.rooms import OpenRooms
-
-MAX_LIMIT: Final = 1000
-MAX_OFFSET: Final = 10**9
-
-Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT), Digits, Query(description="Maximum number of items to return.")]
-Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET), Digits, Query(description="Pagination offset.")]
 
 router = APIRouter(tags=["tasks"])
 
@@ -29,7 +23,7 @@ router = APIRouter(tags=["tasks"])
     status_code=201,
     response_model=schemas.TaskAccepted,
     summary="Create a task",
-    responses=CREATED | problems(400, 403, 404, 408, 409, 413, 415, 422),
+    responses=CREATED | problems(400, 404, 408, 409, 413, 415, 422),
     openapi_extra=REQUEST_BODY_TASK,
 )
 async def create_task(
@@ -42,11 +36,12 @@ async def create_task(
     wanted = submission.read(body, schemas.TaskRequest)
     new = submission.new_task(wanted, rooms)
     body_hash = submission.fingerprint(wanted) if key is not None else None
-    made = await rooms.tasks.submit(new, tenant=caller.tenant, idempotency_key=key, body_hash=body_hash)
+    made = await rooms.tasks.submit(new, tenant=caller.tenant, idempotency_key=key, body_hash=body_hash, by=caller)
     headers = {"Location": f"/api/v1/tasks/{made.task.id}"}
+    answer = responses.accepted(made.task) | _lowered(wanted.priority, caller)
     if made.created:
-        return JsonAnswer(responses.accepted(made.task), 201, headers)
-    return JsonAnswer(responses.accepted(made.task), 200, headers | {"Idempotent-Replayed": "true"})
+        return JsonAnswer(answer, 201, headers)
+    return JsonAnswer(answer, 200, headers | {"Idempotent-Replayed": "true"})
 
 
 @router.get(
@@ -92,7 +87,7 @@ async def get_task(task_id: str, caller: Caller, rooms: OpenRooms) -> Response:
     "/tasks/{task_id}/priority",
     response_model=schemas.PriorityChanged,
     summary="Update task priority",
-    responses=problems(403, 404, 409, 422),
+    responses=problems(404, 409, 422),
 )
 async def update_priority(
     task_id: str,
@@ -101,8 +96,8 @@ async def update_priority(
     priority: Annotated[schemas.Priority, Digits, Query(description="New priority; 10 is the most urgent.")],
 ) -> Response:
     """Give a queued task another priority. It counts at once: the next free slot sees the new order."""
-    task = await rooms.tasks.change_priority(_task_id(task_id), priority, tenant=caller.tenant)
-    return JsonAnswer(responses.reprioritised(task))
+    task = await rooms.tasks.change_priority(_task_id(task_id), priority, tenant=caller.tenant, by=caller)
+    return JsonAnswer(responses.reprioritised(task) | _lowered(priority, caller))
 
 
 @router.delete(
@@ -110,11 +105,11 @@ async def update_priority(
     status_code=204,
     response_class=Response,
     summary="Cancel a task",
-    responses=problems(403, 404, 409),
+    responses=problems(404, 409),
 )
 async def cancel_task(task_id: str, caller: Writer, rooms: OpenRooms) -> Response:
     """Cancel a queued or running task: its work really stops, and what depends on it is cancelled too."""
-    await rooms.tasks.cancel(_task_id(task_id), tenant=caller.tenant)
+    await rooms.tasks.cancel(_task_id(task_id), tenant=caller.tenant, by=caller)
     return Response(status_code=204)
 
 
@@ -128,6 +123,11 @@ async def task_logs(task_id: str, caller: Caller, rooms: OpenRooms, limit: Limit
     """What the task's steps logged, oldest first."""
     lines = await rooms.tasks.logs(_task_id(task_id), tenant=caller.tenant, limit=limit, offset=offset)
     return JsonAnswer([responses.log_line(line) for line in lines])
+
+
+def _lowered(wished: int, caller: Author) -> dict[str, int]:
+    """Said only where the key's ceiling lowered a priority, so that an ordinary answer is exactly the reference's."""
+    return {} if caller.limits.priority(wished) == wished else {"requested_priority": wished}
 
 
 def _task_id(text: str) -> str:

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from ai_task_orchestra.settings import Settings
 from api.main import create_app
-from tests.support.task_double import DoubleCore, InMemoryTasks
+from tests.support.task_double import DoubleCore, EmptyAudit, InMemoryTasks
 
 KEY = "operator-key-for-tests"
 INFERENCE = {"model": "llama3.1:8b", "prompt": "Explain quantum computing in simple terms"}
@@ -104,7 +104,9 @@ class BuiltApp:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.core = DoubleCore()
-        self.app = create_app(settings, core_factory=self._open_core, key_store=lambda keys: keys)
+        self.app = create_app(
+            settings, core_factory=self._open_core, stores=(lambda keys: keys, lambda _: EmptyAudit())
+        )
 
     def _open_core(self, *given: Any) -> Any:
         return self.core.open(*given)

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from ai_task_orchestra.errors import (
     DependencyFailedError,
+    ForbiddenTemplateError,
     IdempotencyMismatchError,
     NotFoundError,
     UnknownDependencyError,
 )
+from api.identity import INTERNAL, Author
 from api.views import BatchSubmission, BatchView, NewBatch
 
 if TYPE_CHECKING:
@@ -26,13 +28,23 @@ class InMemoryBatches:
         self._keys: dict[tuple[str, str], tuple[str | None, str]] = {}
 
     async def submit(
-        self, new: NewBatch, *, tenant: str, idempotency_key: str | None = None, body_hash: str | None = None
+        self,
+        new: NewBatch,
+        *,
+        tenant: str,
+        idempotency_key: str | None = None,
+        body_hash: str | None = None,
+        by: Author = INTERNAL,
     ) -> BatchSubmission:
         if idempotency_key is not None and (known := self._keys.get((tenant, idempotency_key))):
             if known[0] != body_hash:
                 raise IdempotencyMismatchError
             first = self._made[known[1]][1]
             return BatchSubmission(first.id, first.created_at, first.ids, first.names, False)
+        for member in new.tasks:
+            if not by.limits.allows(member.task.template.name):
+                raise ForbiddenTemplateError(f"{member.label}: {ForbiddenTemplateError().message}")
+        self._tasks.check_queue(by, adding=len(new.tasks))
         own = {task.id for task in new.tasks}
         for member in new.tasks:
             for parent in set(member.task.depends_on) - own:
@@ -44,7 +56,7 @@ class InMemoryBatches:
         for position in new.order:
             member = new.tasks[position]
             made: dict[str, Any] = {"batch_id": batch_id, "name": member.name, "created_at": now}
-            self._tasks.add(member.id, member.task, tenant)
+            self._tasks.add(member.id, member.task, tenant, by)
             self._tasks.change(member.id, **made)
         names = {task.name: task.id for task in new.tasks if task.name}
         submission = BatchSubmission(batch_id, now, [task.id for task in new.tasks], names, True)
@@ -63,7 +75,7 @@ class InMemoryBatches:
         """Make it another tenant's."""
         self._made[batch_id] = (tenant, self._made[batch_id][1])
 
-    async def cancel(self, batch_id: str, *, tenant: str) -> None:
+    async def cancel(self, batch_id: str, *, tenant: str, by: Author = INTERNAL) -> None:
         for task in (await self.get(batch_id, tenant=tenant)).tasks:
             if task.status in ("queued", "running"):
                 await self._tasks.cancel(task.id, tenant=tenant)

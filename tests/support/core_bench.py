@@ -10,11 +10,14 @@ from typing import Any
 
 import asyncpg
 
+from ai_task_orchestra.api_keys import key_hash
 from ai_task_orchestra.library import TemplateLibrary
 from ai_task_orchestra.settings import Settings
 from api.core import Core, open_core
 from api.database import plain_url
 from api.gateway import PrefectGateway
+from api.identity import INTERNAL, Author, Limits
+from api.keys import ApiKeyStore, NewKey
 from api.service import NewTask, TaskView
 from tests.support.waiting import wait_until
 
@@ -58,8 +61,16 @@ class CoreBench:
         }
         return NewTask(**given | fields)
 
-    async def submit(self, **fields: Any) -> str:
-        return (await self.core.service.submit(self.new(**fields), tenant=TENANT)).task.id
+    async def submit(self, *, by: Author = INTERNAL, **fields: Any) -> str:
+        return (await self.core.service.submit(self.new(**fields), tenant=TENANT, by=by)).task.id
+
+    async def holder(self, **limits: Any) -> Author:
+        """The holder of a new stored key with these limits."""
+        keys = ApiKeyStore(self.core.sessions)
+        _, key = await keys.create(NewKey("holder", TENANT, limits=Limits(**limits)))
+        identity = await keys.find(key_hash(key))
+        assert identity is not None
+        return Author(identity)
 
     async def get(self, task_id: str) -> TaskView:
         return await self.core.service.get(task_id, tenant=TENANT)

@@ -14,6 +14,7 @@ from ai_task_orchestra.client import OrchestraClient
 from ai_task_orchestra.errors import (
     ConflictError,
     InvalidRequestError,
+    LimitError,
     NotFoundError,
     OrchestraError,
     RefusedError,
@@ -108,7 +109,7 @@ async def test_every_other_endpoint_is_reached_as_the_reference_says() -> None:
         (409, ConflictError),
         (413, InvalidRequestError),
         (422, InvalidRequestError),
-        (429, InvalidRequestError),
+        (429, LimitError),
         (500, UnreachableError),
         (503, UnreachableError),
     ],

@@ -1,25 +1,17 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+import uuid
+from collections import Counter
 
 import httpx
 import pytest
 
 from ai_task_orchestra.api_keys import generate_key, key_hash
-from api.auth import READ, TRUST_SECONDS, FailureCount, Identity, KeyRing
-from tests.support.api_app import INFERENCE, KEY, ApiUnderTest, problem, settings_for
-from tests.support.task_double import InMemoryKeys
+from api.identity import ADMIN, READ, SUBMIT, Identity, Limits
+from tests.support.api_app import INFERENCE, KEY, ApiUnderTest, problem
 
 UNAUTHENTICATED = (401, "unauthenticated")
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+BODY = {"template": "ollama-inference", "parameters": INFERENCE}
 
 
 async def ask(api: ApiUnderTest, *headers: tuple[str, str | bytes], path: str = "/api/v1/tasks") -> httpx.Response:
@@ -131,107 +123,114 @@ class TestPathsAndMethodsThatDoNotExist:
         assert problem(await api.client.post("/health")) == (405, "method_not_allowed")
 
 
+def key_of(api: ApiUnderTest, identity: Identity) -> str:
+    """A stored key of this holder."""
+    key = generate_key()
+    api.core.sessions.by_hash[key_hash(key)] = identity
+    return key
+
+
 class TestScopes:
-    async def test_a_read_only_key_may_look_but_not_change(self, api: ApiUnderTest) -> None:
-        task_id = (await api.submit())["id"]
-        key = generate_key()
-        api.core.sessions.by_hash[key_hash(key)] = Identity("viewer", scopes=frozenset({READ}))
-        api.client.headers["X-API-Key"] = key
-        assert (await api.client.get(f"/api/v1/tasks/{task_id}")).status_code == 200
-        body = {"template": "ollama-inference", "parameters": INFERENCE}
-        for answer in (
-            await api.client.post("/api/v1/tasks", json=body),
-            await api.client.delete(f"/api/v1/tasks/{task_id}"),
-            await api.client.patch(f"/api/v1/tasks/{task_id}/priority?priority=1"),
-        ):
-            assert problem(answer) == (403, "forbidden_scope")
+    @pytest.fixture
+    def requests(self) -> dict[str, list[tuple[str, str]]]:
+        """Requests by the scope that they need."""
+        nobody = "00000000-0000-0000-0000-000000000000"
+        return {
+            READ: [("GET", "/tasks"), ("GET", "/tasks/status"), ("GET", f"/tasks/{nobody}"), ("GET", "/templates")],
+            SUBMIT: [
+                ("POST", "/tasks"),
+                ("DELETE", f"/tasks/{nobody}"),
+                ("PATCH", f"/tasks/{nobody}/priority?priority=1"),
+            ],
+            ADMIN: [
+                ("GET", "/keys"),
+                ("POST", "/keys"),
+                ("GET", f"/keys/{nobody}"),
+                ("DELETE", f"/keys/{nobody}"),
+                ("POST", f"/keys/{nobody}/rotate"),
+                ("GET", "/audit"),
+            ],
+        }
+
+    @pytest.mark.parametrize("scope", [READ, SUBMIT, ADMIN])
+    async def test_a_key_may_do_what_its_scope_says_and_nothing_else(
+        self, api: ApiUnderTest, requests: dict[str, list[tuple[str, str]]], scope: str
+    ) -> None:
+        api.client.headers["X-API-Key"] = key_of(api, Identity("one", scopes=frozenset({scope})))
+        for needed, listed in requests.items():
+            for method, path in listed:
+                answer = await api.client.request(method, f"/api/v1{path}", json=BODY if method == "POST" else None)
+                if needed == scope:
+                    assert answer.status_code != 403, (method, path)
+                else:
+                    assert problem(answer) == (403, "forbidden_scope"), (method, path)
 
     async def test_a_stored_key_sees_only_its_tenants_tasks(self, api: ApiUnderTest) -> None:
         await api.submit()
-        key = generate_key()
-        api.core.sessions.by_hash[key_hash(key)] = Identity("other", tenant="other")
-        answer = await api.client.get("/api/v1/tasks", headers={"X-API-Key": key})
+        answer = await api.client.get(
+            "/api/v1/tasks", headers={"X-API-Key": key_of(api, Identity("b", tenant="other"))}
+        )
         assert answer.json() == []
 
 
-class TestKeyRing:
-    @pytest.fixture
-    def clock(self) -> Clock:
-        return Clock()
+class TestLimitsOfAKey:
+    async def test_a_template_that_is_not_among_its_own_is_refused(self, api: ApiUnderTest) -> None:
+        api.client.headers["X-API-Key"] = key_of(api, Identity("one", limits=Limits(templates=("every-type",))))
+        assert problem(await api.client.post("/api/v1/tasks", json=BODY)) == (403, "forbidden_template")
+        await api.submit(template="every-type", parameters={"seconds": 1})
 
-    @pytest.fixture
-    def stored(self) -> InMemoryKeys:
-        return InMemoryKeys()
-
-    @pytest.fixture
-    def ring(self, tmp_path: Path, stored: InMemoryKeys, clock: Clock) -> KeyRing:
-        return KeyRing(settings_for(tmp_path, api_key=None), stored, clock=clock)
-
-    async def test_a_revocation_counts_within_five_seconds(
-        self, ring: KeyRing, stored: InMemoryKeys, clock: Clock
+    async def test_a_priority_above_its_ceiling_becomes_the_ceiling_and_the_answer_says_so(
+        self, api: ApiUnderTest
     ) -> None:
-        key = generate_key()
-        stored.by_hash[key_hash(key)] = Identity("ci")
-        assert await ring.identify(key.encode()) == Identity("ci")
-        stored.by_hash.clear()
-        assert await ring.identify(key.encode()) is not None
-        clock.now += TRUST_SECONDS
-        assert await ring.identify(key.encode()) is None
-        assert TRUST_SECONDS < 5
+        api.client.headers["X-API-Key"] = key_of(api, Identity("one", limits=Limits(max_priority=6)))
+        created = await api.submit(priority=9)
+        assert (created["priority"], created["requested_priority"]) == (6, 9)
+        path = f"/api/v1/tasks/{created['id']}"
+        assert (await api.client.get(path)).json()["priority"] == 6
+        changed = (await api.client.patch(f"{path}/priority?priority=10")).json()
+        assert (changed["priority"], changed["requested_priority"]) == (6, 10)
 
-    async def test_expiry_counts_at_once_also_for_a_remembered_key(self, ring: KeyRing, stored: InMemoryKeys) -> None:
-        key = generate_key()
-        past = datetime.now(UTC) - timedelta(seconds=1)
-        stored.by_hash[key_hash(key)] = Identity("ci", expires_at=past)
-        assert await ring.identify(key.encode()) is None
+    async def test_a_priority_within_its_ceiling_is_answered_as_ever(self, api: ApiUnderTest) -> None:
+        api.client.headers["X-API-Key"] = key_of(api, Identity("one", limits=Limits(max_priority=6)))
+        created = await api.submit(priority=6)
+        assert created["priority"] == 6
+        assert "requested_priority" not in created
 
-    async def test_the_database_is_asked_once_and_only_about_plausible_keys(
-        self, ring: KeyRing, stored: InMemoryKeys
-    ) -> None:
-        key = generate_key()
-        for presented in (b"guess", b"ato_" + b"a" * 28, b"\xff", key.encode(), key.encode()):
-            await ring.identify(presented)
-        assert stored.asked == [key_hash(key)]
+    async def test_more_requests_than_it_may_send_are_told_when_to_come_back(self, api: ApiUnderTest) -> None:
+        identity = Identity("one", key_id=uuid.uuid4(), limits=Limits(requests_per_minute=3))
+        api.client.headers["X-API-Key"] = key_of(api, identity)
+        answers = [await api.client.get("/api/v1/tasks") for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+        assert problem(answers[3]) == (429, "too_many_requests")
+        assert 1 <= int(answers[3].headers["retry-after"]) <= 60
+        api.client.headers["X-API-Key"] = KEY
+        await api.still_serves()
 
-    async def test_the_key_file_opens_the_api_and_may_be_renewed(
-        self, ring: KeyRing, tmp_path: Path, clock: Clock
-    ) -> None:
-        assert await ring.identify(b"first-key") is None
-        for key in ("first-key", "second-key"):
-            (tmp_path / "api-key").write_text(f"{key}\n")
-            clock.now += TRUST_SECONDS
-            assert await ring.identify(key.encode()) == Identity("key-file")
-        assert await ring.identify(b"first-key") is None
-
-    @pytest.mark.parametrize("blank", ["", "  ", "\n"])
-    async def test_a_blank_configured_key_opens_nothing(self, tmp_path: Path, stored: InMemoryKeys, blank: str) -> None:
-        (tmp_path / "api-key").write_text(blank)
-        ring = KeyRing(settings_for(tmp_path, api_key=blank), stored)
-        assert await ring.identify(blank.encode()) is None
-        assert await ring.has_any() is False
-
-    async def test_an_unreadable_key_file_opens_nothing(self, ring: KeyRing, tmp_path: Path) -> None:
-        (tmp_path / "api-key").write_bytes(b"\xff\xfe")
-        assert await ring.identify(b"\xff\xfe") is None
+    async def test_the_operators_key_has_no_limit(self, api: ApiUnderTest) -> None:
+        assert {(await api.client.get("/api/v1/templates")).status_code for _ in range(100)} == {200}
 
 
-class TestFailureCount:
-    def test_failures_over_the_limit_are_told_until_the_minute_is_over(self) -> None:
-        clock = Clock()
-        failures = FailureCount(2, clock=clock)
-        assert [failures.record("a") for _ in range(3)] == [False, False, True]
-        assert failures.record("b") is False
-        clock.now += 60
-        assert failures.record("a") is False
+class TestWrongKeys:
+    async def test_a_thousand_from_one_address_are_slowed_and_nobody_else_is(self, api: ApiUnderTest) -> None:
+        right = key_of(api, Identity("one", key_id=uuid.uuid4()))
+        async with guessing_from(api, "192.0.2.1") as guesser, guessing_from(api, "192.0.2.2") as neighbour:
+            answers = [await guesser.get("/api/v1/tasks", headers={"X-API-Key": generate_key()}) for _ in range(1000)]
+            codes = Counter(answer.status_code for answer in answers)
+            assert codes == {401: 10, 429: 990}
+            assert problem(answers[-1]) == (429, "too_many_wrong_keys")
+            assert 1 <= int(answers[-1].headers["retry-after"]) <= 60
+            wrong = await neighbour.get("/api/v1/tasks", headers={"X-API-Key": "wrong"})
+            assert problem(wrong) == UNAUTHENTICATED
+            for client in (guesser, neighbour):
+                for key in (right, KEY):
+                    assert (await client.get("/api/v1/tasks", headers={"X-API-Key": key})).status_code == 200
 
-    async def test_a_flood_of_wrong_keys_is_slowed_and_valid_ones_are_not(self, api: ApiUnderTest) -> None:
-        before = api.app.state.failures
-        api.app.state.failures = FailureCount(1)
-        try:
-            answers = [await ask(api, ("X-API-Key", "wrong")) for _ in range(2)]
-            assert [answer.status_code for answer in answers] == [401, 429]
-            assert answers[1].headers["retry-after"] == "60"
-            assert problem(await ask(api)) == UNAUTHENTICATED
-            await api.still_serves()
-        finally:
-            api.app.state.failures = before
+    async def test_requests_without_a_key_are_no_guesses(self, api: ApiUnderTest) -> None:
+        async with guessing_from(api, "192.0.2.1") as client:
+            assert {(await client.get("/api/v1/tasks")).status_code for _ in range(30)} == {401}
+
+
+def guessing_from(api: ApiUnderTest, address: str) -> httpx.AsyncClient:
+    """A client without a key at another address."""
+    transport = httpx.ASGITransport(app=api.app, client=(address, 4711))
+    return httpx.AsyncClient(transport=transport, base_url="http://api.test")

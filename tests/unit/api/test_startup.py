@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from ai_task_orchestra.errors import ConfigurationError
-from api.auth import Identity, KeyRing
 from api.documentation import docs_shown, is_loopback
+from api.identity import Identity
+from api.key_ring import KeyRing
 from api.serve import listening
 from api.startup import SAMPLE_KEY, require_keys
 from tests.support.api_app import running_api, settings_for

@@ -124,7 +124,7 @@ async def test_the_first_final_state_wins_and_later_ones_are_written_down(
     await prefect.set(run_id, "CANCELLED", force=True)
 
     async def audited() -> list[Any]:
-        return await bench.sql("SELECT kind, detail FROM audit WHERE task_id = $1::uuid", task_id)
+        return await bench.sql("SELECT kind, detail FROM audit WHERE task_id = $1::uuid AND actor IS NULL", task_id)
 
     [row] = await wait_until(audited, description="the contradiction is written down")
     assert row["kind"] == "late_state"
