@@ -21,7 +21,7 @@ _TASKS: Final = """
     SELECT id::text, parameters->>'token' AS token, template, status, phase, priority, generation, unresolved,
         depends_on::text[] AS depends_on, on_dependency_failure, result, error, move_to,
         EXISTS (SELECT FROM disposal WHERE disposal.task_id = task.id) AS disposal,
-        EXISTS (SELECT FROM audit WHERE audit.task_id = task.id) AS audited
+        EXISTS (SELECT FROM audit WHERE audit.task_id = task.id AND audit.actor IS NULL) AS audited
     FROM task WHERE parameters->>'token' LIKE $1 ORDER BY seq
 """
 _ATTEMPTS: Final = """
