@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Any, Final
 
+from ai_task_orchestra.exposure import is_loopback
 from ai_task_orchestra.settings import Settings
 from api import examples, key_schemas, schemas
 from api.guard import MAX_IDEMPOTENCY_KEY
@@ -145,13 +145,3 @@ def _without_null(schema: dict[str, Any]) -> None:
 def docs_shown(settings: Settings) -> bool:
     """Whether the page and the document are served: as set, else only while nobody outside this machine can ask."""
     return is_loopback(settings.host) if settings.docs is None else settings.docs
-
-
-def is_loopback(host: str) -> bool:
-    """Whether listening on `host` is heard on this machine only. A name other than `localhost` counts as not."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

@@ -4,7 +4,7 @@ Importing this module opens and reads nothing. `app` is built on first use, ever
 
 1. the template library is read;
 2. the core opens (database, dispatcher, mirror);
-3. a server that other machines can reach is refused without a key;
+3. what would leave a door open is refused: a server that others can reach without a key, say;
 4. the last use of keys is written down from now on;
 5. the template watch starts.
 
@@ -38,7 +38,7 @@ from api.keys import ApiKeyStore
 from api.rooms import Rooms
 from api.routes import audit, batches, health, keys, tasks, templates
 from api.service import TaskService
-from api.startup import require_keys
+from api.startup import refuse_open_doors
 from api.template_watch import TemplateWatch, run_bootstrap
 from api.throttle import RequestRate, WrongKeys
 from api.unknown_paths import unknown_paths
@@ -126,7 +126,7 @@ async def _lifespan(
         # 3.
         key_store, audit_store = (make(core.sessions) for make in stores)
         ring = KeyRing(settings, key_store)
-        await require_keys(settings, ring)
+        await refuse_open_doors(settings, ring)
         # 4.
         await stack.enter_async_context(ring.last_use.running())
         # 5.

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from ai_task_orchestra.api_keys import generate_key
 from ai_task_orchestra.errors import ConfigurationError
+from ai_task_orchestra.exposure import DATABASE_URL_FILE, readable_by_others
 from ai_task_orchestra.settings import Settings
 
 AUTH_USER = "orchestra"
-DATABASE_URL_FILE = "database-url"
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,8 @@ def ensure_prefect_auth(settings: Settings) -> str:
 def _ensure_secret(path: Path, make: Callable[[], str]) -> str:
     try:
         if text := path.read_text().strip():
-            path.chmod(0o600)
+            if problem := readable_by_others(path):
+                raise ConfigurationError(problem)
             return text
     except FileNotFoundError:
         pass

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from ai_task_orchestra.exposure import refuse_dangers
 from ai_task_orchestra.settings import Settings
 from ai_task_orchestra.stack.child import Backoff
 from ai_task_orchestra.stack.home import locked_home
@@ -32,7 +33,7 @@ async def run_stack(
 ) -> int | None:
     """Start a stack, hand it to `use`, stop it, and return what `use` returned; None if a signal ended it.
 
-    Lifecycle: 1. lock the data directory; 2. check the ports; 3. start; 4. `use`; 5. stop, in reverse order.
+    Lifecycle: 1. lock the data directory; 2. check settings and ports; 3. start; 4. `use`; 5. stop, in reverse order.
     A signal at any time leads to 5.
 
     Raises:
@@ -84,6 +85,7 @@ def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 async def _start_and_use(start: StackStart, use: Callable[[RunningStack], Awaitable[int]]) -> int:
+    refuse_dangers(start.settings)
     await check_ports(start.settings, wait_seconds=LEFTOVER_SECONDS if start.place.after_a_crash else 0.0)
     stack = await start.run()
     start.report.close()

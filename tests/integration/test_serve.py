@@ -70,6 +70,25 @@ def test_it_refuses_to_be_reached_from_outside_without_a_key(environment: dict[s
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize(("key", "why"), [("your-api-key-here", "sample"), ("hunter2", "7 characters")])
+def test_it_refuses_to_be_reached_from_outside_with_a_key_that_can_be_guessed(
+    environment: dict[str, str], key: str, why: str
+) -> None:
+    code, said = ended_with(environment | {"ORCHESTRA_HOST": "0.0.0.0", "ORCHESTRA_API_KEY": key})
+    assert code == 2
+    assert "error: ORCHESTRA_API_KEY" in said and why in said and "secrets" in said
+    assert "Traceback" not in said
+
+
+def test_it_refuses_a_key_file_that_others_can_read(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "api-key").write_text("ato_something")
+    (tmp_path / "api-key").chmod(0o644)
+    code, said = ended_with(environment | {"ORCHESTRA_HOME": str(tmp_path)})
+    assert code == 2
+    assert f"chmod 600 {tmp_path}/api-key" in said
+    assert "Traceback" not in said
+
+
 def test_a_taken_port_is_told(environment: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", int(environment["ORCHESTRA_PORT"]))):
         code, said = ended_with(environment)

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from ai_task_orchestra.api_keys import generate_key
 from ai_task_orchestra.errors import ConfigurationError
-from api.documentation import docs_shown, is_loopback
+from ai_task_orchestra.exposure import is_loopback
+from ai_task_orchestra.stack.home import write_private
+from api.documentation import docs_shown
 from api.identity import Identity
 from api.key_ring import KeyRing
 from api.serve import listening
-from api.startup import SAMPLE_KEY, require_keys
+from api.startup import refuse_open_doors
 from tests.support.api_app import running_api, settings_for
 from tests.support.task_double import InMemoryKeys
 
@@ -25,10 +28,13 @@ def test_whatever_else_may_be_heard_by_others(host: str) -> None:
     assert not is_loopback(host)
 
 
-class TestRequireKeys:
+LONG_KEY = "wq8Zk3-fVn2-xT7p-Lm5d"
+
+
+class TestOpenDoors:
     async def test_on_loopback_no_key_is_needed_to_start(self, tmp_path: Path) -> None:
         settings = settings_for(tmp_path, api_key=None)
-        await require_keys(settings, KeyRing(settings, InMemoryKeys()))
+        await refuse_open_doors(settings, KeyRing(settings, InMemoryKeys()))
 
     async def test_elsewhere_starting_without_a_key_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match="ORCHESTRA_API_KEY"):
@@ -41,14 +47,20 @@ class TestRequireKeys:
         if where == "database":
             stored.by_hash["x"] = Identity("ci")
         if where == "file":
-            (tmp_path / "api-key").write_text("some-key")
-        settings = settings_for(tmp_path, host="0.0.0.0", api_key="some-key" if where == "setting" else None)
-        await require_keys(settings, KeyRing(settings, stored))
+            write_private(tmp_path / "api-key", generate_key())
+        settings = settings_for(tmp_path, host="0.0.0.0", api_key=LONG_KEY if where == "setting" else None)
+        await refuse_open_doors(settings, KeyRing(settings, stored))
 
-    async def test_the_documentations_key_is_none(self, tmp_path: Path) -> None:
-        settings = settings_for(tmp_path, host="0.0.0.0", api_key=SAMPLE_KEY)
-        with pytest.raises(ConfigurationError, match="example"):
-            await require_keys(settings, KeyRing(settings, InMemoryKeys()))
+    async def test_a_key_that_others_can_guess_or_read_is_none(self, tmp_path: Path) -> None:
+        for weak in ("your-api-key-here", "hunter2"):
+            settings = settings_for(tmp_path, host="0.0.0.0", api_key=weak)
+            with pytest.raises(ConfigurationError, match="ORCHESTRA_API_KEY"):
+                await refuse_open_doors(settings, KeyRing(settings, InMemoryKeys()))
+        (tmp_path / "api-key").write_text(generate_key())
+        (tmp_path / "api-key").chmod(0o644)
+        settings = settings_for(tmp_path)
+        with pytest.raises(ConfigurationError, match="chmod 600"):
+            await refuse_open_doors(settings, KeyRing(settings, InMemoryKeys()))
 
 
 class TestDocumentation:

@@ -83,10 +83,15 @@ def test_the_api_key_is_made_once_and_readable_by_its_owner_only(settings: Setti
     assert ensure_api_key(settings).read_text().strip() == key
 
 
-def test_permissions_that_became_too_wide_are_repaired(settings: Settings) -> None:
+@pytest.mark.parametrize("wide", [0o640, 0o604, 0o620, 0o666])
+def test_a_key_that_others_may_have_read_is_refused_with_its_mend(settings: Settings, wide: int) -> None:
     settings.home.mkdir(parents=True)
-    ensure_api_key(settings).chmod(0o644)
-    assert mode(ensure_api_key(settings)) == 0o600
+    path = ensure_api_key(settings)
+    path.chmod(wide)
+    with pytest.raises(ConfigurationError, match=f"chmod 600 {path}"):
+        ensure_api_key(settings)
+    path.chmod(0o600)
+    assert ensure_api_key(settings) == path
 
 
 def test_prefects_password_is_generated_unless_the_operator_has_one(settings: Settings) -> None:
