@@ -68,7 +68,8 @@ def readable_by_others(path: Path) -> str | None:
 
 def secret_files(settings: Settings) -> tuple[Path, ...]:
     """The files of a data folder that hold a key or a password."""
-    return settings.api_key_file, settings.prefect_auth_file, settings.home / DATABASE_URL_FILE
+    home = settings.home
+    return settings.api_key_file, settings.prefect_auth_file, home / DATABASE_URL_FILE, home / "postgres-password"
 
 
 def chosen_secrets(settings: Settings) -> Iterator[tuple[str, str, str]]:

@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 
 from ai_task_orchestra import __version__
-from ai_task_orchestra.cli import batch_commands, key_commands, server_commands, stack_commands, task_commands
+from ai_task_orchestra.cli import (
+    batch_commands,
+    doctor_command,
+    key_commands,
+    server_commands,
+    stack_commands,
+    task_commands,
+)
 
 
 @dataclass
@@ -47,6 +54,6 @@ def options(
     context.obj.verbose = verbose
 
 
-for _commands in (stack_commands, task_commands, batch_commands, server_commands):
+for _commands in (stack_commands, task_commands, batch_commands, server_commands, doctor_command):
     _commands.register(application)
 application.add_typer(key_commands.application, name="keys")
