@@ -151,6 +151,34 @@ async def test_a_repeated_request_is_answered_whatever_the_limit(client: httpx.A
     assert [answer.status_code for answer in answers] == [201, 200]
 
 
+def batch(*tasks: dict[str, Any]) -> dict[str, Any]:
+    return {"tasks": [BODY | task for task in tasks]}
+
+
+async def test_a_batch_counts_as_a_whole(client: httpx.AsyncClient) -> None:
+    made = await make(client, max_queued=3)
+    for size, code in ((2, 201), (2, 429), (1, 201), (1, 429)):
+        answer = await client.post(f"{TASKS}/batch", json=batch(*[{}] * size), headers=holder(made))
+        assert answer.status_code == code, answer.text
+    assert problem(answer) == (429, "too_many_queued")
+    assert (await client.get(TASKS, headers=holder(made))).headers["x-total-count"] == "3"
+
+
+async def test_a_batchs_templates_and_priorities_are_the_keys(client: httpx.AsyncClient) -> None:
+    made = await make(client, max_priority=6, templates=["ollama-inference"])
+    body = batch({"name": "a", "priority": 9}, {"priority": 6})
+    for _ in range(2):
+        answer = await client.post(f"{TASKS}/batch", json=body, headers=holder(made) | {"Idempotency-Key": "once"})
+        accepted = answer.json()
+        assert accepted["requested_priorities"] == {accepted["tasks"]["a"]: 9}
+    found = (await client.get(f"/api/v1/batches/{accepted['id']}", headers=holder(made))).json()
+    assert [task["priority"] for task in found["tasks"]] == [6, 6]
+    other = {"template": "every-type", "parameters": {"seconds": 1}}
+    refused = await client.post(f"{TASKS}/batch", json=batch({}, other), headers=holder(made))
+    assert problem(refused) == (403, "forbidden_template")
+    assert "tasks[1]" in refused.json()["detail"]
+
+
 class TestAudit:
     async def test_every_change_is_there_with_its_key_and_request_newest_first(self, core: httpx.AsyncClient) -> None:
         made = await make(core, tenant="team")
@@ -201,6 +229,22 @@ class TestAudit:
         await core.patch(f"{path}/priority?priority=1")
         await core.get(TASKS)
         assert [entry["kind"] for entry in (await core.get(AUDIT)).json()] == ["task_cancelled", "task_created"]
+
+    async def test_a_batch_is_there_task_by_task(self, core: httpx.AsyncClient) -> None:
+        made = await make(core)
+        answer = await core.post(
+            f"{TASKS}/batch", json=batch({"name": "a"}, {"depends_on": ["a"]}), headers=holder(made)
+        )
+        created = answer.json()
+        gone = await core.delete(f"/api/v1/batches/{created['id']}", headers=holder(made))
+        await core.delete(f"/api/v1/batches/{created['id']}")
+        found = (await core.get(AUDIT, params={"actor_key_id": made["id"]})).json()
+        for kind, of in (("task_created", answer), ("task_cancelled", gone)):
+            entries = [entry for entry in found if entry["kind"] == kind]
+            assert sorted(entry["task_id"] for entry in entries) == sorted(created["ids"])
+            assert {entry["detail"]["batch"] for entry in entries} == {created["id"]}
+            assert {entry["request_id"] for entry in entries} == {of.headers["x-request-id"]}
+        assert len((await core.get(AUDIT)).json()) == len(found) + 1
 
     async def test_it_can_be_filtered_and_paged(self, core: httpx.AsyncClient) -> None:
         made = await make(core)

@@ -56,15 +56,14 @@ class World:
         headers = more.pop("headers", {}) | {"X-API-Key": self.key}
         answer = await self.operator.request(method, path, headers=headers, **more)
         if method == "POST" and answer.status_code == 201:
-            self.own.append(answer.json()["id"])
+            self.own += [answer.json()["id"], *answer.json().get("ids", ())]
         return answer
 
     def named(self, text: str) -> str:
         """`text` with ids as names and without times: what may be compared between worlds."""
-        for number, task_id in enumerate(self.own):
-            text = text.replace(task_id, f"<own {number}>")
-        for number, task_id in enumerate(self.others):
-            text = text.replace(task_id, f"<other {number}>")
+        for kind, ids in (("own", self.own), ("other", self.others)):
+            for number, task_id in enumerate(ids):
+                text = text.replace(task_id, f"<{kind} {number}>")
         return re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", "<time>", text)
 
 
@@ -79,9 +78,10 @@ async def world(server: EmbeddedPostgres, home: Path, *, with_another: bool) -> 
             if path.startswith(API)
             for method, operation in methods.items()
         ]
-        others = (
-            await tasks_of_another(operator, database_url) if with_another else [str(uuid.uuid4()) for _ in range(7)]
-        )
+        others = [str(uuid.uuid4()) for _ in range(8)]
+        if with_another:
+            others = await tasks_of_another(operator, database_url)
+        assert len(others) == 8
         yield World(operator, database_url, others, operations)
 
 
@@ -93,7 +93,7 @@ async def key_of(operator: httpx.AsyncClient, tenant: str) -> str:
 
 
 async def tasks_of_another(operator: httpx.AsyncClient, database_url: str) -> list[str]:
-    """Tasks of every status, with dependencies, an Idempotency-Key, results, errors, attempts and log lines."""
+    """Tasks of every status, with dependencies, an Idempotency-Key, results and errors; and at the end a batch."""
     headers = {"X-API-Key": await key_of(operator, "the-other")}
     made: list[str] = []
     for number in range(7):
@@ -106,6 +106,12 @@ async def tasks_of_another(operator: httpx.AsyncClient, database_url: str) -> li
         answer = await operator.post(f"{API}/tasks", json=body, headers=headers | once)
         assert answer.status_code == 201, answer.text
         made.append(answer.json()["id"])
+    batch = await operator.post(
+        f"{API}/tasks/batch",
+        json=bodies(f"{API}/tasks/batch", [made[0]]),
+        headers=headers | {"Idempotency-Key": SHARED_KEY},
+    )
+    assert batch.status_code == 201, batch.text
     connection = await asyncpg.connect(database_url)
     for task_id, status in zip(made, (*LIVE, *FINAL), strict=False):
         await connection.execute(
@@ -116,7 +122,7 @@ async def tasks_of_another(operator: httpx.AsyncClient, database_url: str) -> li
             json.dumps({"output": CANARY, "type": CANARY, "message": CANARY}),
         )
     await connection.close()
-    return made
+    return [*made, batch.json()["id"]]
 
 
 async def rows_of(world_: World, task_ids: list[str]) -> list[Any]:
@@ -138,6 +144,16 @@ def bodies(path: str, depends_on: list[str]) -> dict[str, Any]:
     """Valid JSON for the operations that want a body; those of new operations are to be added here."""
     known: dict[str, Any] = {
         f"{API}/tasks": {"template": "ollama-inference", "parameters": INFERENCE, "depends_on": depends_on},
+        f"{API}/tasks/batch": {
+            "tasks": [
+                {"name": "a", "template": "ollama-inference", "parameters": INFERENCE, "depends_on": depends_on},
+                {
+                    "name": "b",
+                    "template": "ollama-inference",
+                    "parameters": INFERENCE | {"prompt": {"$result": [*depends_on, "a"][0], "path": "output"}},
+                },
+            ]
+        },
         f"{API}/templates/validate": INFERENCE,
         f"{API}/keys": {"name": "mine"},
         f"{API}/keys/{{key_id}}/rotate": {},
@@ -178,7 +194,7 @@ async def test_no_operation_shows_or_changes_what_another_tenant_has(one_world: 
 
 SYMBOLS = st.one_of(
     st.tuples(st.just("own"), st.integers(0, 3)),
-    st.tuples(st.just("other"), st.integers(0, 6)),
+    st.tuples(st.just("other"), st.integers(0, 7)),
     st.tuples(st.just("nobody"), st.just(0)),
 )
 QUERIES = {
