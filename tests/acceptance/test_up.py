@@ -129,6 +129,17 @@ def test_keys_are_made_listed_and_revoked(stack: RunningStack) -> None:
     wait_until_sync(lambda: code() == 401, timeout=10, description="the revoked key is refused")
 
 
+def test_the_doctor_finds_nothing_open(stack: RunningStack) -> None:
+    done = orchestra(stack.environment, "doctor", "--json")
+    found = json.loads(done.stdout)
+    # The scripted model server names a version of its own choice.
+    problems = [finding for finding in found if finding["verdict"] == "problem" and finding["check"] != "models"]
+    assert problems == []
+    said = "\n".join(finding["says"] for finding in found)
+    assert f"{stack.prefect_api_url} answers nobody without its password" in said
+    assert "answers nobody without a key" in said
+
+
 def test_an_api_that_was_killed_comes_back_and_tasks_run(stack: RunningStack) -> None:
     child(stack, "api").kill()
     wait_until_sync(lambda: "api is back" in stack.output, timeout=60, description="up says that the API is back")
