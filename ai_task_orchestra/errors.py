@@ -20,6 +20,8 @@
         │   └── ModelOutputError
         ├── GitError            clone or checkout failed
         ├── ScriptError         a script or command ended with a code other than 0
+        ├── LimitError          a program was stopped because it used too much
+        ├── IsolationError      a program can't be kept apart as the settings ask for
         ├── StepInputError      a field's value can't be used (path outside its folder, refused URL, ...)
         ├── StepTimeoutError    a step's time ran out
         ├── StaleAttemptError   the task was taken from this attempt's worker
@@ -186,6 +188,25 @@ class ScriptError(StepError):
     def __init__(self, message: str, *, exit_code: int, retryable: bool = True) -> None:
         self.exit_code = exit_code
         super().__init__(message, retryable=retryable)
+
+
+class LimitError(StepError):
+    """A program reached a limit and was stopped.
+
+    `limit` is one of memory, cpu, processes, disk, files, full-disk.
+    """
+
+    code = "limit_reached"
+
+    def __init__(self, message: str, *, limit: str) -> None:
+        self.limit = limit
+        super().__init__(message, retryable=limit == "full-disk")
+
+
+class IsolationError(StepError):
+    """The program can't be kept apart as the settings ask for."""
+
+    code = "isolation"
 
 
 class StepInputError(StepError):

@@ -1,12 +1,11 @@
 """Log lines: JSON for servers, readable lines for terminals; everything that uses `logging` goes through here.
 
-Secrets are taken out of every line, whoever wrote it: generated API keys and passwords in addresses.
+Secrets are taken out of every line, whoever wrote it (`ai_task_orchestra.redaction`).
 """
 
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -15,13 +14,10 @@ from typing import IO, Any, Final
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from ai_task_orchestra.redaction import without_secrets
+
 FILE_LIMIT_BYTES: Final = 10 * 1024 * 1024
 FILES_KEPT: Final = 3
-HIDDEN: Final = "***"
-_SECRETS: Final = (
-    (re.compile(r"\bato_[0-9A-Za-z]{8,}"), f"ato_{HIDDEN}"),
-    (re.compile(r"(?<=://)([^\s/:@]*):([^\s/@]+)(?=@)"), rf"\1:{HIDDEN}"),
-)
 # Libraries that say at INFO what we say better ourselves.
 _CHATTY: Final = ("httpx", "httpcore", "asyncio", "git.cmd", "alembic.runtime.plugins")
 
@@ -89,13 +85,6 @@ def hide_secrets(logger: WrappedLogger, method: str, event: EventDict) -> EventD
     """A structlog processor: no key and no password leaves this process in a log line."""
     hidden = _hidden(event)
     return hidden if isinstance(hidden, dict) else event
-
-
-def without_secrets(text: str) -> str:
-    """`text` with generated keys and the passwords of addresses replaced by `***`."""
-    for pattern, replacement in _SECRETS:
-        text = pattern.sub(replacement, text)
-    return text
 
 
 def _hidden(value: Any) -> Any:

@@ -121,7 +121,7 @@ class AttemptReport(TypedDict):
     """The data of the report artifact: written by the child before its run reaches a final state.
 
     `retryable` stands beside `error`: whether another attempt may help. `step_retry`: the step that failed has retries
-    of its own which are attempts of the task.
+    of its own which are attempts of the task. `isolation_level` is the lowest at which a program ran, if one did.
     """
 
     version: Literal[1]
@@ -133,3 +133,4 @@ class AttemptReport(TypedDict):
     retryable: NotRequired[bool]
     step_retry: NotRequired[StepRetry]
     resource_usage: NotRequired[dict[str, Any]]
+    isolation_level: NotRequired[int]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -69,8 +69,29 @@ class Settings(BaseSettings):
     # The module that holds one flow object per template.
     catalog_module: str = CATALOG_MODULE
     git_protocols: CommaList = ("https", "ssh")
+    # Hosts of repositories that may have private addresses, `*` for all.
+    git_private_hosts: CommaList = ()
+    # Who we are on which host: lines as in a .netrc file, readable by our account only. Default: below the home.
+    git_credentials: Path | None = None
     # Whether the step http_request may reach addresses that are not on the public internet.
     http_allow_private: bool = False
+
+    # Programs of tasks. Level of isolation: `auto` is the highest that the machine has, `1` exactly that one, `1+` at
+    # least that one.
+    isolation: Literal["auto", "0", "1", "1+", "2", "2+"] = "auto"
+    # Folders with programs, libraries or data that every program may read.
+    program_dirs: PathList = ()
+    # Limits for a program with everything it starts. Memory that processes share counts once; unset: the machine's,
+    # divided by one more than the worker's slots.
+    program_memory_bytes: Annotated[int, Field(gt=0)] | None = None
+    program_cpu_seconds: PositiveSeconds | None = None
+    program_processes: Annotated[int, Field(gt=0)] = 2048
+    program_open_files: Annotated[int, Field(gt=0)] = 4096
+    # For the workspace of a task: bytes and files in it, and what must stay free on its disk.
+    workspace_bytes: Annotated[int, Field(gt=0)] = 10 * 1024**3
+    workspace_files: Annotated[int, Field(gt=0)] = 500_000
+    disk_reserve_bytes: Annotated[int, Field(ge=0)] = 256 * 1024**2
+    git_max_bytes: Annotated[int, Field(gt=0)] = 4 * 1024**3
 
     # Limits.
     max_body_bytes: Annotated[int, Field(gt=0)] = 1024 * 1024
@@ -101,7 +122,7 @@ class Settings(BaseSettings):
 
     log_level: str = "INFO"
 
-    @field_validator("git_protocols", "input_dirs", "output_dirs", mode="before")
+    @field_validator("git_protocols", "git_private_hosts", "input_dirs", "output_dirs", "program_dirs", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         """Lists are written with commas (folders also with the system's path separator)."""
@@ -131,6 +152,11 @@ class Settings(BaseSettings):
     def outputs(self) -> tuple[Path, ...]:
         """Folders that results may be stored in; relative paths go to the first."""
         return (self.home / "outputs", *(p.expanduser().absolute() for p in self.output_dirs))
+
+    @property
+    def git_credentials_file(self) -> Path:
+        """Who we are on which git host; it need not exist."""
+        return (self.git_credentials or self.home / "git-credentials").expanduser().absolute()
 
     @property
     def workspaces(self) -> Path:

@@ -91,12 +91,13 @@ _CONTENT: Final = _optional(*KINDS)
 # How long the model stays loaded: seconds, or a text such as "10m".
 _MODEL_OPTIONS: Final = {"options": _optional("object"), "keep_alive": _optional("string", "number")}
 _FORMAT: Final = {"format": _optional("string", "object")}
-_PROCESS: Final = {"env": _optional("object")}
+_PROCESS: Final = {"env": _optional("object"), "network": _optional("boolean")}
 _PROCESS_OUTPUTS: Final[Mapping[str, tuple[Kind, ...]]] = {
     "output": _TEXT,
     "stderr": _TEXT,
     "exit_code": _COUNT,
     "truncated": ("boolean",),
+    "isolation_level": _COUNT,
 }
 # What the engine counted and measured, beside a model's answer, and whether that was cut off.
 _ENGINE_OUTPUTS: Final[Mapping[str, tuple[Kind, ...]]] = {
@@ -148,7 +149,7 @@ _ALL: Final = (
     ),
     StepType(
         "execute_script",
-        {"script": _required("string"), "args": _optional("array"), "network": _optional("boolean")} | _PROCESS,
+        {"script": _required("string"), "args": _optional("array")} | _PROCESS,
         _PROCESS_OUTPUTS,
     ),
     StepType("run_command", {"command": _required("array")} | _PROCESS, _PROCESS_OUTPUTS),

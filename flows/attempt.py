@@ -168,6 +168,8 @@ class Attempt:
         self, report: AttemptReport, error: OrchestraError | None, flow_run: FlowRun, log: Log
     ) -> dict[str, Any] | State[Any]:
         report["resource_usage"] = self._usage.as_dict()
+        if self._usage.isolation_level is not None:
+            report["isolation_level"] = self._usage.isolation_level
         if error is not None:
             report["error"] = error_report(error)
             report["retryable"] = isinstance(error, StepError) and error.retryable

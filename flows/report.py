@@ -25,6 +25,7 @@ from ai_task_orchestra.protocol import (
     AttemptReport,
     ErrorReport,
 )
+from ai_task_orchestra.redaction import without_secrets
 
 MAX_MESSAGE_CHARACTERS: Final = 2000
 MAX_ANSWER_CHARACTERS: Final = 64 * 1024
@@ -125,6 +126,7 @@ def _fenced(value: Any) -> str:
 
 
 def _bounded(text: str) -> str:
+    text = without_secrets(text)
     text = _UNSTORABLE.sub("\ufffd", text)
     return text if len(text) <= MAX_MESSAGE_CHARACTERS else f"{text[: MAX_MESSAGE_CHARACTERS - 3]}..."
 

@@ -40,6 +40,7 @@ class ResourceUsage:
     calls: list[ModelCall] = field(default_factory=list)
     peak_rss_bytes: int = 0
     cpu_seconds: float = 0.0
+    isolation_level: int | None = None
     _own_cpu_at_start: float = field(default_factory=lambda: _own_cpu_seconds())
 
     def add_model(self, call: ModelCall) -> None:
@@ -50,6 +51,10 @@ class ResourceUsage:
         """Count one finished process tree: its largest resident size and the processor time it took."""
         self.peak_rss_bytes = max(self.peak_rss_bytes, peak_rss_bytes)
         self.cpu_seconds += cpu_seconds
+
+    def add_isolation(self, level: int) -> None:
+        """A program ran at this level of isolation; the lowest one counts."""
+        self.isolation_level = level if self.isolation_level is None else min(level, self.isolation_level)
 
     def as_dict(self) -> dict[str, Any]:
         """`resource_usage` of the task: the model's figures if one was used, else those of its processes.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from ai_task_orchestra.logs import without_secrets
+from ai_task_orchestra.redaction import without_secrets
 
 LIMIT_BYTES = 10 * 1024 * 1024
 KEPT = 3

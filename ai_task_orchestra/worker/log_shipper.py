@@ -14,6 +14,8 @@ import httpx
 from prefect.client.orchestration import PrefectClient
 from prefect.logging.handlers import set_api_log_sink
 
+from ai_task_orchestra.redaction import without_secrets
+
 _log = logging.getLogger(__name__)
 
 _INTERVAL_SECONDS: Final = 1.0
@@ -72,6 +74,7 @@ class LogShipper:
         for _ in itertools.repeat(None, min(_LINES_PER_REQUEST, len(self._lines))):
             line = self._lines.popleft()
             size += line.pop("__payload_size__", 0)
+            line["message"] = without_secrets(line["message"])
             batch.append(line)
             if size > _BYTES_PER_REQUEST:
                 break

@@ -1,72 +1,70 @@
 """Runs one program and makes sure that nothing of it is left: a small process between ours and the program.
 
-Started by `flows.clients.processes` as `python -I -S _exec.py PARENT_PID STATUS_FD`, by path and with the standard
-library only, so that it costs milliseconds. It adopts every descendant of the program whose own parent ends (Linux),
-daemons with a session of their own included; whatever it adopts belongs to this one program, so programs that run
-side by side never hit each other. The order:
+Started by `flows.clients.processes` as `main(PARENT_PID, STATUS_FD)` with the standard library and this package only,
+so that it costs milliseconds. It adopts every descendant of the program whose own parent ends (Linux), daemons with a
+session of their own included; whatever it adopts belongs to this one program, so programs that run side by side never
+hit each other. The order:
 
     1. tie our life to the parent's, become the adopter of orphans
     2. read the job from standard input (see `read_job`)
-    3. fork: the child gets a session of its own, dies with us, and becomes the program
-    4. until it ends, or standard input closes (the parent stops us, or is dead): reap, and measure memory
-    5. SIGTERM to all that is left, a moment later SIGKILL, until no child is left
-    6. write one line to STATUS_FD: `ended EXIT_CODE CPU_SECONDS PEAK_RSS_BYTES`
+    3. where namespaces are wanted: a second process, the first in there, does the rest; this one waits for it
+    4. fork: the child gets a session of its own, dies with us, is put into its jail, and becomes the program
+    5. until it ends, or standard input closes (the parent stops us, or is dead): reap, and watch what it uses
+    6. SIGTERM to all that is left, a moment later SIGKILL, until no child is left
+    7. write one line to STATUS_FD: `ended EXIT_CODE CPU_SECONDS PEAK_RSS_BYTES`
 
-If the program could not be started, a line `start ERRNO` or `network ERRNO` stands before that.
+Other lines may stand before that: `start ERRNO` or `jail ERRNO WHAT` if the program could not be started, `limit NAME`
+if it reached a limit.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
+import errno
+import marshal
 import os
 import resource
 import select
 import signal
-import sys
 import time
 
-PR_SET_PDEATHSIG = 1
-PR_SET_CHILD_SUBREAPER = 36
-PR_SET_NO_NEW_PRIVS = 38
-CLONE_NEWUSER = 0x10000000
-CLONE_NEWNET = 0x40000000
+from ai_task_orchestra.isolation.jail import Jail, enter_namespaces
+from ai_task_orchestra.isolation.kernel import (
+    LINUX,
+    PR_SET_CHILD_SUBREAPER,
+    PR_SET_DUMPABLE,
+    PR_SET_PDEATHSIG,
+    prctl,
+)
+from ai_task_orchestra.isolation.limits import Watch, read
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 FIRST_SAMPLE_SECONDS = 0.02
 LONGEST_SAMPLE_SECONDS = 0.25
 SAMPLE_SHARE = 0.05  # of our time at most goes into looking at a large tree
 KILL_SECONDS = 5.0  # a process in the kernel's own sleep can't be killed: give up on it then
 EXIT_NOT_STARTED = 127
-LINUX = sys.platform == "linux"
 MAXRSS_UNIT = 1024 if LINUX else 1
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 RESET_SIGNALS = ("SIGCHLD", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGPIPE", "SIGXFSZ", "SIGUSR1", "SIGUSR2")
 
 
-def prctl(option: int, value: int) -> None:
-    """Set one of the kernel's per-process options; nothing outside Linux."""
-    if LINUX:
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
-
-
 class Job:
-    """What to run. `network` False closes the network for it."""
+    """What to run, and the jail it is put into."""
 
-    def __init__(self, fields: list[bytes]) -> None:
-        self.cwd, network, grace, count, *rest = fields
-        self.network = network == b"1"
-        self.grace_seconds = float(grace)
-        self.argv = rest[: int(count)]
-        self.env = dict(entry.split(b"=", 1) for entry in rest[int(count) :])
+    def __init__(self, given: dict[str, Any]) -> None:
+        self.argv: list[bytes] = given["argv"]
+        self.env: dict[bytes, bytes] = given["env"]
+        self.cwd: bytes = given["cwd"]
+        self.grace_seconds: float = given["grace_seconds"]
+        self.jail = Jail(given["jail"])
 
 
 def read_job(fd: int) -> Job | None:
-    """A line with the number of bytes, then the fields with NULs between them.
-
-    The fields are cwd, network (1 or 0), grace in seconds, argc, argv..., NAME=VALUE...
-
-    None: the parent went away first.
-    """
+    """A line with the number of bytes, then a dictionary as `marshal` writes it. None: the parent went away first."""
     head = b""
     while not head.endswith(b"\n"):
         byte = os.read(fd, 1)
@@ -80,7 +78,7 @@ def read_job(fd: int) -> Job | None:
             return None
         parts.append(part)
         left -= len(part)
-    return Job(b"".join(parts).split(b"\0"))
+    return Job(marshal.loads(b"".join(parts)))  # noqa: S302 - written by our own parent
 
 
 def start(job: Job, status_fd: int) -> int:
@@ -99,41 +97,45 @@ def start(job: Job, status_fd: int) -> int:
             signal.signal(getattr(signal, name), signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.umask(0o077)
-        if not job.network:
-            failed = b"network"
-            close_network()
-            failed = b"start"
-        prctl(PR_SET_NO_NEW_PRIVS, 1)
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.chdir(job.cwd)
+        failed = b"jail"
+        job.jail.close()
+        failed = b"start"
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # last of all: a change of account would clear it
         if os.getppid() != us:
             os._exit(EXIT_NOT_STARTED)
-        os.chdir(job.cwd)
-        os.execvpe(job.argv[0], job.argv, job.env)  # noqa: S606
+        become(job)
     except OSError as exc:
-        os.write(status_fd, b"%s %d\n" % (failed, exc.errno or 0))
+        tell(status_fd, failed, exc)
+    except Exception as exc:
+        tell(status_fd, b"jail", OSError(0, repr(exc)))
     finally:
         os._exit(EXIT_NOT_STARTED)
 
 
-def close_network() -> None:
-    """Move into an empty network namespace: no interface, not even loopback, is up.
+def become(job: Job) -> None:
+    """Replace this process by the program. `os.execvpe` would do the same, but import a module, which we may no longer.
 
-    Who may not make one directly gets it inside a user namespace that maps only the own account.
+    Raises:
+        OSError: it can't be found or run.
     """
-    if not LINUX:
-        raise OSError(38, "no network namespaces on this system")
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWNET) == 0:
-        return
-    uid, gid = os.getuid(), os.getgid()
-    if libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) != 0:
-        raise OSError(ctypes.get_errno(), "unshare")
-    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-        fd = os.open(f"/proc/self/{name}", os.O_WRONLY)
-        os.write(fd, text.encode())
-        os.close(fd)
+    program, reason = job.argv[0], OSError(errno.ENOENT, "not found")
+    folders = [b""] if b"/" in program else [folder + b"/" for folder in job.env.get(b"PATH", b"").split(b":")]
+    for folder in folders:
+        try:
+            os.execve(folder + program, job.argv, job.env)  # noqa: S606
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as exc:
+            reason = exc
+    raise reason
+
+
+def tell(status_fd: int, failed: bytes, exc: OSError) -> None:
+    """One line about what could not be done."""
+    what = (exc.strerror or "").encode() if failed == b"jail" else b""
+    os.write(status_fd, b"%s %d %s\n" % (failed, exc.errno or 0, what))
 
 
 def descendants(root: int) -> list[int]:
@@ -153,43 +155,29 @@ def children_of(pid: int) -> list[int]:
     if not _lists_children():
         return _scan().get(pid, [])
     found: list[int] = []
-    with contextlib.suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
             found += map(int, read(f"/proc/{pid}/task/{thread}/children").split())
+    except OSError:
+        pass
     return found
 
 
 def _lists_children() -> bool:
-    return os.path.exists(f"/proc/self/task/{os.getpid()}/children")  # noqa: PTH110
+    return os.path.exists(f"/proc/self/task/{os.getpid()}/children")
 
 
 def _scan() -> dict[int, list[int]]:
     """Parents and their children from every process's own data, for kernels that do not list children."""
     children: dict[int, list[int]] = {}
     if LINUX:
-        for name in filter(str.isdecimal, os.listdir("/proc")):  # noqa: PTH208
-            with contextlib.suppress(OSError):
+        for name in filter(str.isdecimal, os.listdir("/proc")):
+            try:
                 parent = int(read(f"/proc/{name}/stat").rpartition(b")")[2].split()[1])
-                children.setdefault(parent, []).append(int(name))
+            except OSError:
+                continue
+            children.setdefault(parent, []).append(int(name))
     return children
-
-
-def read(path: str) -> bytes:
-    """A small file of /proc."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        return os.read(fd, 65536)
-    finally:
-        os.close(fd)
-
-
-def resident_bytes(pids: list[int]) -> int:
-    """The resident sizes of these processes, added up."""
-    pages = 0
-    for pid in pids:
-        with contextlib.suppress(OSError, IndexError):
-            pages += int(read(f"/proc/{pid}/statm").split()[1])
-    return pages * resource.getpagesize()
 
 
 class Supervisor:
@@ -198,9 +186,10 @@ class Supervisor:
     def __init__(self, job: Job, status_fd: int) -> None:
         self.grace_seconds = job.grace_seconds
         self.exit_code: int | None = None
-        self.peak_bytes = 0
+        self.limit: str | None = None  # the one that it has reached
         self.alone = False  # no child left
         self.stopped = False
+        self.watch = Watch(job.jail.limits, job.jail.workspace)
         self._wake, wake_write = os.pipe()
         os.set_blocking(self._wake, False)
         os.set_blocking(wake_write, False)
@@ -214,21 +203,27 @@ class Supervisor:
         self.stopped = True
 
     def run(self) -> None:
-        """Until the program ends or the parent wants no more of it."""
+        """Until the program ends, reaches a limit, or the parent wants no more of it."""
         interval = FIRST_SAMPLE_SECONDS
         while self.exit_code is None and not self.stopped:
             self._wait(interval, control=True)
             self._reap()
+            if self.exit_code is not None:
+                self.limit = self.watch.reached_at_the_end(self.exit_code)
+                return
             began = time.monotonic()
-            self.peak_bytes = max(self.peak_bytes, resident_bytes(descendants(os.getpid())))
+            self.limit = self.watch.look(descendants(os.getpid()))
+            if self.limit is not None:
+                return
             took = time.monotonic() - began
             interval = max(min(interval * 1.5, LONGEST_SAMPLE_SECONDS), took / SAMPLE_SHARE)
 
     def end(self) -> None:
-        """End all that is left: asked first, then killed."""
+        """End all that is left: asked first, then killed. What has reached a limit is not asked."""
         self._reap()
-        self._signal_all(signal.SIGTERM)
-        self._until_alone(self.grace_seconds)
+        if self.limit is None or self.exit_code is not None:
+            self._signal_all(signal.SIGTERM)
+            self._until_alone(self.grace_seconds)
         deadline = time.monotonic() + KILL_SECONDS
         while not self.alone and time.monotonic() < deadline:
             self._signal_all(signal.SIGSTOP)  # stopped ones can't fork while we go through the list
@@ -246,9 +241,11 @@ class Supervisor:
         ready, _, _ = select.select([self._wake, 0] if control else [self._wake], [], [], seconds)
         if 0 in ready:
             self.stopped = True
-        with contextlib.suppress(BlockingIOError):
+        try:
             while os.read(self._wake, 4096):
                 pass
+        except BlockingIOError:
+            pass
 
     def _reap(self) -> None:
         try:
@@ -256,7 +253,7 @@ class Supervisor:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
                 if pid == 0:
                     return
-                self.peak_bytes = max(self.peak_bytes, usage.ru_maxrss * MAXRSS_UNIT)
+                self.watch.peak_bytes = max(self.watch.peak_bytes, usage.ru_maxrss * MAXRSS_UNIT)
                 if pid == self.program:
                     self.exit_code = os.waitstatus_to_exitcode(status)
         except ChildProcessError:
@@ -266,33 +263,67 @@ class Supervisor:
         if self.alone:
             return
         if not LINUX:
-            with contextlib.suppress(OSError):
-                os.killpg(self.program, number)
+            _send(os.killpg, self.program, number)
         for pid in descendants(os.getpid()):
-            with contextlib.suppress(OSError):
-                os.kill(pid, number)
+            _send(os.kill, pid, number)
 
 
-def main(parent: int, status_fd: int) -> None:
-    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
-    os.set_inheritable(status_fd, False)
-    if os.getppid() != parent:
-        return
-    job = read_job(0)
-    if job is None:
-        return
-    os.setsid()
+def _send(how: Callable[[int, int], None], whom: int, number: int) -> None:
+    try:
+        how(whom, number)
+    except OSError:
+        pass
+
+
+def supervise(job: Job, status_fd: int) -> None:
+    """Steps 4 to 7. Our memory is closed to the program, which may run under our account."""
+    prctl(PR_SET_DUMPABLE, 0)
     supervisor = Supervisor(job, status_fd)
     supervisor.run()
     supervisor.end()
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     code = -signal.SIGKILL if supervisor.exit_code is None else supervisor.exit_code
-    os.write(status_fd, b"ended %d %.3f %d\n" % (code, used.ru_utime + used.ru_stime, supervisor.peak_bytes))
+    if supervisor.limit is not None:
+        os.write(status_fd, b"limit %s\n" % supervisor.limit.encode())
+    cpu, peak = used.ru_utime + used.ru_stime, supervisor.watch.peak_bytes
+    os.write(status_fd, b"ended %d %.3f %d\n" % (code, cpu, peak))
 
 
-if __name__ == "__main__":
+def _in_namespaces(job: Job, status_fd: int) -> None:
+    """Step 3. Signals are the business of the process in there, which hears of the parent's end by its input."""
     try:
-        main(int(sys.argv[1]), int(sys.argv[2]))
+        first = enter_namespaces(job.jail)
+        if first == 0:
+            job.jail.enter()
+    except OSError as exc:
+        tell(status_fd, b"jail", exc)
+        return
+    if first == 0:
+        supervise(job, status_fd)
+        return
+    prctl(PR_SET_DUMPABLE, 0)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    os.close(0)
+    os.waitpid(first, 0)
+
+
+def main(parent: int, status_fd: int) -> None:
+    """All of it; never returns."""
+    try:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        os.set_inheritable(status_fd, False)
+        job = read_job(0) if os.getppid() == parent else None
+        if job is None:
+            return
+        os.setsid()
+        if job.jail.account is not None:
+            for output in (1, 2):  # so that the program may open /dev/stdout and /dev/stderr
+                os.fchown(output, *job.jail.account)
+        if job.jail.level >= 2:
+            _in_namespaces(job, status_fd)
+        else:
+            supervise(job, status_fd)
     finally:
         os._exit(0)  # nothing of the interpreter is worth tidying up

@@ -54,8 +54,10 @@ def _with_embedded(address: Address) -> Iterator[Address]:
         yield last
 
 
-async def resolve(host: str, port: int, *, allow_private: bool) -> list[str]:
+async def resolve(host: str, port: int, *, allow_private: bool, field: str, setting: str) -> list[str]:
     """The addresses of a host, looked up once: whoever connects uses these, so that no second answer can differ.
+
+    `field` and `setting` are named in the refusal: where the host came from, and what would allow it.
 
     Raises:
         StepInputError: one of them is not public, and that is not allowed.
@@ -67,5 +69,5 @@ async def resolve(host: str, port: int, *, allow_private: bool) -> list[str]:
         raise StepError("the host's name can't be resolved", retryable=True) from exc
     addresses = list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
     if not allow_private and not all(is_public(ip_address(address)) for address in addresses):
-        raise StepInputError("url: the host is not on the public internet (ORCHESTRA_HTTP_ALLOW_PRIVATE)")
+        raise StepInputError(f"{field}: the host is not on the public internet ({setting})")
     return addresses

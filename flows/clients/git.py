@@ -1,6 +1,7 @@
-"""Cloning with git: our own argument lists, a configuration of our own, a time limit, and nothing executed on the way.
+"""Cloning with git: our own argument lists and configuration, limits of time and size, nothing executed on the way.
 
-GitPython only reads what was cloned.
+From servers it runs as confined as any program of the task. `ssh` and `file` work with what is the operator's own,
+keys and folders, so there it runs under the worker's account. GitPython only reads what was cloned.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from ai_task_orchestra.errors import GitError, StepTimeoutError
+from ai_task_orchestra.errors import GitError, LimitError, StepTimeoutError
+from ai_task_orchestra.redaction import without_secrets
 from ai_task_orchestra.settings import Settings
+from flows.clients.confinement import Confinement, confined, unconfined
+from flows.clients.git_access import Access, access_to
 from flows.clients.git_url import Repository, check_ref, check_url, is_full_commit, may_be_commit
-from flows.clients.processes import ProcessEnd, base_environment, run_process
+from flows.clients.processes import ProcessEnd, run_process
 from flows.text import last_line, without_credentials
 
 _MAX_OUTPUT_BYTES: Final = 64 * 1024
@@ -32,6 +36,7 @@ _PASSED_ON: Final = (
     "ssl_cert_dir",
     "ssh_auth_sock",
 )
+_REMOTE: Final = ("http", "https")
 _CONFIGURATION: Final = """\
 [core]
 	hooksPath = /dev/null
@@ -43,7 +48,7 @@ _CONFIGURATION: Final = """\
 	helper =
 [http]
 	followRedirects = false
-	lowSpeedLimit = 1
+	lowSpeedLimit = 1000
 	lowSpeedTime = 30
 [protocol]
 	allow = never
@@ -51,6 +56,10 @@ _CONFIGURATION: Final = """\
 	recurseSubmodules = false
 [submodule]
 	recurse = false
+[safe]
+	bareRepository = explicit
+[transfer]
+	credentialsInUrl = die
 [gc]
 	auto = 0
 [advice]
@@ -106,7 +115,7 @@ class GitClient:
             check_ref(ref)
         target = Path(tempfile.mkdtemp(prefix="repository-", dir=self._workspace))
         try:
-            await _Clone(self._settings, self._workspace, repository, target, self._record).fetch(ref)
+            await _Clone(self._settings, self._workspace, repository, target, self._record).run(ref)
             return target, await asyncio.to_thread(_commit, target)
         except BaseException:
             await asyncio.shield(asyncio.to_thread(shutil.rmtree, target, ignore_errors=True))
@@ -128,11 +137,26 @@ class _Clone:
         self._repository = repository
         self._target = target
         self._record = record
-        self._env = _environment(workspace, repository)
+        self._programs = confined(
+            settings, workspace, network=True, readable=_certificates(), max_bytes=settings.git_max_bytes
+        )
+        self._remote = repository.protocol in _REMOTE
+        limits_only = unconfined(settings, workspace, max_bytes=settings.git_max_bytes)
+        self._confinement = self._programs if self._remote else limits_only
+        self._env: dict[str, str] = {}
         self._deadline = time.monotonic() + settings.git_timeout_seconds
 
-    async def fetch(self, ref: str | None) -> None:
-        """Get the commit into the target folder: cheapest way first."""
+    async def run(self, ref: str | None) -> None:
+        """Get the commit into the target folder, which then belongs to the account of the task's programs."""
+        access = await access_to(self._repository.url, self._settings) if self._remote else Access()
+        self._env = _environment(self._confinement, self._repository, access)
+        self._confinement.hand_over(self._target)
+        await self._fetch(ref)
+        if self._programs.account != self._confinement.account:
+            await asyncio.to_thread(_hand_over_all, self._programs, self._target)
+
+    async def _fetch(self, ref: str | None) -> None:
+        """Cheapest way first."""
         if ref is None or not is_full_commit(ref):
             if await self._shallow(ref):
                 return
@@ -189,36 +213,62 @@ class _Clone:
                 cwd=self._target if inside else Path("/"),
                 env=self._env,
                 max_output_bytes=_MAX_OUTPUT_BYTES,
+                confinement=self._confinement,
                 timeout_seconds=max(left, 0.001),
                 record=self._record,
             )
+        except LimitError as exc:
+            if exc.limit not in ("disk", "files"):
+                raise
+            raise GitError("the repository is too large (ORCHESTRA_GIT_MAX_BYTES, ORCHESTRA_WORKSPACE_FILES)") from exc
         except StepTimeoutError as exc:
             limit = self._settings.git_timeout_seconds
             raise StepTimeoutError(f"git took longer than {limit:g} s", retryable=True) from exc
 
 
-def _environment(workspace: Path, repository: Repository) -> dict[str, str]:
+def _environment(confinement: Confinement, repository: Repository, access: Access) -> dict[str, str]:
     """git's environment: no configuration but ours, no questions, no protocol but the one asked for."""
-    configuration = _CONFIGURATION + f'[protocol "{repository.protocol}"]\n\tallow = always\n'
+    configuration = _CONFIGURATION + f'[protocol "{repository.protocol}"]\n\tallow = always\n' + access.configuration
     if repository.local is not None:
         configuration += _trusted(repository.local)
+    if certificates := os.environ.get("SSL_CERT_FILE"):  # not every build of git reads it itself
+        configuration += f"[http]\n\tsslCAInfo = {_quoted(certificates)}\n"
     env = {name: value for name, value in os.environ.items() if name.lower() in _PASSED_ON}
-    env |= base_environment(workspace)
-    home = Path(tempfile.mkdtemp(prefix=".git-", dir=workspace))
+    env |= confinement.environment()
+    home = Path(tempfile.mkdtemp(prefix=".git-", dir=confinement.workspace))
     (home / "config").write_text(configuration)
-    return env | {
-        "HOME": str(home),
-        "LC_ALL": "C.UTF-8",
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_GLOBAL": str(home / "config"),
-        "GIT_ALLOW_PROTOCOL": repository.protocol,
-        "GIT_TERMINAL_PROMPT": "0",
-        "GIT_ASKPASS": "/bin/false",
-        "GIT_LFS_SKIP_SMUDGE": "1",
-        "GIT_NO_LAZY_FETCH": "1",
-        "GIT_SSH_COMMAND": "ssh -oBatchMode=yes -oConnectTimeout=10",
-        "GIT_SSH_VARIANT": "ssh",
-    }
+    for path in (home, home / "config"):
+        confinement.hand_over(path)
+    return (
+        env
+        | dict(access.environment)
+        | {
+            "HOME": str(home),
+            "LC_ALL": "C.UTF-8",
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "GIT_CONFIG_GLOBAL": str(home / "config"),
+            "GIT_ATTR_NOSYSTEM": "1",
+            "GIT_ALLOW_PROTOCOL": repository.protocol,
+            "GIT_TERMINAL_PROMPT": "0",
+            "GIT_ASKPASS": "/bin/false",
+            "GIT_LFS_SKIP_SMUDGE": "1",
+            "GIT_NO_LAZY_FETCH": "1",
+            "GIT_SSH_COMMAND": "ssh -oBatchMode=yes -oConnectTimeout=10",
+            "GIT_SSH_VARIANT": "ssh",
+        }
+    )
+
+
+def _certificates() -> list[str]:
+    """Where the operator keeps the certificates that servers are to have."""
+    return [path for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if (path := os.environ.get(name))]
+
+
+def _hand_over_all(programs: Confinement, folder: Path) -> None:
+    """Give a clone to the programs' account; it has no symbolic links, and nothing runs in it yet."""
+    for top, _, files in os.walk(folder):
+        for path in (top, *(os.path.join(top, name) for name in files)):  # noqa: PTH118 - paths may be very many
+            programs.hand_over(Path(path))
 
 
 def _trusted(folder: str) -> str:
@@ -246,7 +296,7 @@ def _reason(stderr: str) -> str:
     lines = [line for line in stderr.splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(_EMPTY_WORDS)] or lines
     line = last_line("\n".join(telling))
-    return without_credentials(line).removeprefix("fatal: ").removeprefix("error: ")
+    return without_secrets(without_credentials(line)).removeprefix("fatal: ").removeprefix("error: ")
 
 
 def _commit(folder: Path) -> str:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import marshal
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ai_task_orchestra.errors import StepError, StepInputError, StepTimeoutError
+from ai_task_orchestra.errors import IsolationError, StepError, StepInputError, StepTimeoutError
+from ai_task_orchestra.isolation.helper import argv_of
 from flows.clients.adoption import Adoption
+from flows.clients.confinement import Confinement, limit_error
 from flows.text import decoded, last_line
 
 logger = logging.getLogger(__name__)
@@ -28,8 +30,6 @@ GRACE_SECONDS: Final = 2.0
 _SUPERVISOR_SECONDS: Final = 8.0
 _DRAIN_SECONDS: Final = 1.0
 _TAIL_BYTES: Final = 4096
-_SUPERVISOR: Final = Path(__file__).with_name("_exec.py")
-_PASSED_ON: Final = ("PATH", "LANG", "TZ")
 
 UsageRecord = Callable[[int, float], None]
 
@@ -52,28 +52,14 @@ class ProcessEnd:
     cpu_seconds: float
 
 
-def base_environment(workspace: Path) -> dict[str, str]:
-    """The environment every program starts from: nothing of ours beyond path, language and time zone.
-
-    HOME and TMPDIR are folders of the workspace, made here.
-    """
-    env = {name: value for name, value in os.environ.items() if name in _PASSED_ON or name.startswith("LC_")}
-    env.setdefault("PATH", os.defpath)
-    for variable, folder in (("HOME", ".home"), ("TMPDIR", ".tmp")):
-        path = workspace / folder
-        path.mkdir(mode=0o700, exist_ok=True)
-        env[variable] = str(path)
-    return env
-
-
 async def run_process(
     argv: Sequence[str],
     *,
     cwd: Path,
     env: Mapping[str, str],
     max_output_bytes: int,
+    confinement: Confinement,
     timeout_seconds: float | None = None,
-    network: bool = True,
     record: UsageRecord | None = None,
     grace_seconds: float = GRACE_SECONDS,
 ) -> ProcessEnd:
@@ -86,28 +72,35 @@ async def run_process(
         argv: the program, looked up in the PATH of `env`, and its arguments.
         cwd: where it runs.
         env: its whole environment.
+        confinement: what stands around it.
         max_output_bytes: how much of stdout and of stderr is kept; the rest is read and dropped.
         timeout_seconds: when it is ended; None leaves that to the caller.
-        network: False closes the network for it.
         record: told peak resident bytes and processor seconds, whatever the end.
         grace_seconds: between SIGTERM and SIGKILL.
 
     Raises:
         StepInputError: it can't be started; the message names the program.
         StepTimeoutError: its time ran out.
-        StepError: the network can't be closed here, or somebody killed the supervisor.
+        LimitError: it reached a limit; the message says which.
+        IsolationError: its confinement can't be made.
+        StepError: somebody killed the supervisor.
     """
     if any("\0" in part for part in (*argv, *env, *env.values())):
         raise StepInputError("a command can't hold the NUL character")
     run = _Run(max_output_bytes, grace_seconds)
-    fields = [str(cwd), str(int(network)), str(grace_seconds), str(len(argv)), *argv]
-    fields += [f"{name}={value}" for name, value in env.items()]
+    job = {
+        "argv": [os.fsencode(part) for part in argv],
+        "env": {os.fsencode(name): os.fsencode(value) for name, value in env.items()},
+        "cwd": os.fsencode(cwd),
+        "grace_seconds": grace_seconds,
+        "jail": confinement.as_job(),
+    }
     try:
-        await run.execute("\0".join(fields).encode("utf-8", "surrogateescape"), timeout_seconds)
+        await run.execute(marshal.dumps(job), timeout_seconds)
     finally:
         if record is not None:
             record(run.peak_rss_bytes, run.cpu_seconds)
-    return run.result(argv[0])
+    return run.result(argv[0], confinement)
 
 
 class _Stream(asyncio.Protocol):
@@ -149,7 +142,8 @@ class _Run:
         self.peak_rss_bytes = 0
         self.cpu_seconds = 0.0
         self._exit_code: int | None = None
-        self._not_started: tuple[str, int] | None = None
+        self._not_started: tuple[str, int, str] | None = None
+        self._limit: str | None = None
         self._out, self._err, self._status = _Stream(limit), _Stream(limit), _Stream(65536)
         self._patience = grace_seconds + _SUPERVISOR_SECONDS
         self._adoption = Adoption()
@@ -212,7 +206,7 @@ class _Run:
         stdin, stdout, stderr, status = fds
         env = {name: value for name, value in os.environ.items() if name == "LD_LIBRARY_PATH"}
         supervisor = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_SUPERVISOR), str(os.getpid()), str(status)],
+            argv_of("flows.clients._exec", os.getpid(), status),
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
@@ -242,16 +236,20 @@ class _Run:
             match line.split():
                 case ["ended", code, cpu, peak]:
                     self._exit_code, self.cpu_seconds, self.peak_rss_bytes = int(code), float(cpu), int(peak)
-                case [("start" | "network") as what, number]:
-                    self._not_started = what, int(number)
+                case [("start" | "jail") as what, number, *words]:
+                    self._not_started = what, int(number), " ".join(words)
+                case ["limit", name]:
+                    self._limit = name
 
-    def result(self, program: str) -> ProcessEnd:
+    def result(self, program: str, confinement: Confinement) -> ProcessEnd:
         """What there is to tell once it is over."""
         match self._not_started:
-            case ("network", number):
-                raise StepError(f"the network can't be closed on this machine ({os.strerror(number)})")
-            case (_, number):
+            case ("jail", _, words):
+                raise IsolationError(f"the program can't be kept apart ({words})")
+            case (_, number, _):
                 raise StepInputError(f"{program} can't be started: {os.strerror(number)}")
+        if self._limit is not None:
+            raise limit_error(self._limit, confinement)
         if self._exit_code is None:
             raise StepError("the process that watches over the program was killed")
         stdout, out_cut = self._out.text()

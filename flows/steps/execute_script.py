@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from ai_task_orchestra.errors import StepInputError
+from flows.clients.confinement import Confinement
 from flows.paths import open_regular, parts_of
 from flows.steps import fields as checked
 from flows.steps.base import StepContext
-from flows.steps.program import run_program, working_folder
+from flows.steps.program import confinement_of, run_program, working_folder
 
 # The kernel's own limit for a `#!` line.
 _FIRST_LINE_BYTES: Final = 256
@@ -21,9 +22,9 @@ _FIRST_LINE_BYTES: Final = 256
 class ExecuteScript:
     """Runs a script without needing its executable bit: by its `#!` line, else by its extension.
 
-    It runs at the top of the clone (without one: of the workspace), with the worker's account. Python scripts without
-    a `#!` line run with the worker's own interpreter, which always exists; what else is installed for that one is an
-    accident to the script.
+    It runs at the top of the clone (without one: of the workspace), confined as `flows.clients.confinement` says.
+    Python scripts without a `#!` line run with the worker's own interpreter, which always exists; what else is
+    installed for that one is an accident to the script.
     """
 
     type: ClassVar[str] = "execute_script"
@@ -32,14 +33,12 @@ class ExecuteScript:
         """Fields: script, args, env, network."""
         script = checked.text(fields, "script")
         arguments = checked.texts(fields, "args")
-        folder = working_folder(context)
-        argv = [*_interpreter(folder, script), *arguments]
-        context.log.info("script_started", extra={"task_id": context.task_id, "step": context.step_name})
-        network = checked.flag(fields, "network", default=True)
-        return await run_program(script, argv, fields, context, cwd=folder, network=network)
+        folder, confinement = working_folder(context), confinement_of(fields, context)
+        argv = [*_interpreter(folder, script, confinement), *arguments]
+        return await run_program(script, argv, fields, context, cwd=folder, confinement=confinement)
 
 
-def _interpreter(folder: Path, script: str) -> list[str]:
+def _interpreter(folder: Path, script: str, confinement: Confinement) -> list[str]:
     """The command line up to and with the script."""
     names = parts_of(script, field="script")
     fd = open_regular(folder, names, field="script")
@@ -50,12 +49,18 @@ def _interpreter(folder: Path, script: str) -> list[str]:
         return [*_first_line(line[2:]), path]
     match Path(path).suffix.lower():
         case ".py":
-            return [sys.executable, path]
+            return [_python(confinement), path]
         case ".sh" | ".bash":
             return ["bash", path]
         case ".js" | ".mjs" | ".cjs":
             return ["node", path]
     raise StepInputError("script: it has neither a #! line nor an extension that says how to run it (.py, .sh, .js)")
+
+
+def _python(confinement: Confinement) -> str:
+    """The worker's own, unless it lies where the task's account can't go."""
+    ours = Path(sys.executable)
+    return str(ours) if confinement.may_enter(ours) and confinement.may_enter(ours.resolve()) else "python3"
 
 
 def _first_line(line: bytes) -> list[str]:

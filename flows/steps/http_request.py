@@ -50,7 +50,13 @@ class HttpRequest:
             raise StepInputError(f"method: one of {', '.join(_METHODS)} is needed")
         headers, body = _headers(fields), _body(fields)
         port = url.port or (443 if url.scheme == "https" else 80)
-        addresses = await resolve(url.host, port, allow_private=settings.http_allow_private)
+        addresses = await resolve(
+            url.host,
+            port,
+            allow_private=settings.http_allow_private,
+            field="url",
+            setting="ORCHESTRA_HTTP_ALLOW_PRIVATE",
+        )
         timeout = httpx.Timeout(context.timeout_seconds, connect=settings.connect_timeout_seconds)
         verify = httpx.create_ssl_context()  # knows the operator's SSL_CERT_FILE; `trust_env` would bring proxies, too
         async with httpx.AsyncClient(timeout=timeout, verify=verify, trust_env=False) as client:

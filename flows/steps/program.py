@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ai_task_orchestra.errors import ScriptError
-from flows.clients.processes import base_environment, run_process
+from ai_task_orchestra.errors import LimitError, ScriptError
+from ai_task_orchestra.redaction import without_our_secrets, without_secrets
+from flows.clients.confinement import Confinement, confined
+from flows.clients.processes import run_process
 from flows.steps import fields as checked
 from flows.steps.base import StepContext
 
@@ -32,7 +35,7 @@ async def run_program(
     context: StepContext,
     *,
     cwd: Path,
-    network: bool = True,
+    confinement: Confinement,
 ) -> dict[str, Any]:
     """Run it with the environment every program gets, the model server's address, and the step's own `env`.
 
@@ -42,26 +45,57 @@ async def run_program(
         fields: the step's; `env` is taken from them.
         context: the step's.
         cwd: where it runs.
-        network: False closes the network for it.
+        confinement: what stands around it.
 
     Raises:
         ScriptError: it ended with a code other than 0, or by a signal.
+        LimitError: it used too much.
         StepInputError: it can't be started.
     """
-    env = base_environment(context.workspace)
+    _tell_isolation(name, context, confinement)
+    env = confinement.environment()
     env |= {"OLLAMA_HOST": context.settings.ollama_url} | checked.environment(fields)
-    end = await run_process(
-        argv,
-        cwd=cwd,
-        env=env,
-        max_output_bytes=context.settings.max_output_bytes,
-        network=network,
-        record=lambda peak, cpu: context.usage.add_process(peak_rss_bytes=peak, cpu_seconds=cpu),
-    )
+    try:
+        end = await run_process(
+            argv,
+            cwd=cwd,
+            env=env,
+            max_output_bytes=context.settings.max_output_bytes,
+            confinement=confinement,
+            record=lambda peak, cpu: context.usage.add_process(peak_rss_bytes=peak, cpu_seconds=cpu),
+        )
+    except LimitError as exc:
+        raise LimitError(f"{name}: {exc.message}", limit=exc.limit) from exc
     if end.exit_code != 0:
-        reason = f": {end.error_line}" if end.error_line else ""
+        reason = f": {without_secrets(end.error_line)}" if end.error_line else ""
         raise ScriptError(f"{name} {_how_it_ended(end.exit_code)}{reason}", exit_code=end.exit_code)
-    return {"output": end.stdout, "stderr": end.stderr, "exit_code": end.exit_code, "truncated": end.truncated}
+    return {
+        "output": without_our_secrets(end.stdout),
+        "stderr": without_our_secrets(end.stderr),
+        "exit_code": end.exit_code,
+        "truncated": end.truncated,
+        "isolation_level": confinement.level,
+    }
+
+
+def confinement_of(fields: Mapping[str, Any], context: StepContext) -> Confinement:
+    """How the program of this step is confined; the network is closed unless the template grants it.
+
+    Raises:
+        IsolationError: not as the settings ask for.
+    """
+    network = checked.flag(fields, "network", default=False)
+    return confined(context.settings, context.workspace, network=network)
+
+
+def _tell_isolation(name: str, context: StepContext, confinement: Confinement) -> None:
+    """Into the task's log and its report, so that everybody can see it afterwards."""
+    context.usage.add_isolation(confinement.level)
+    network = "with" if confinement.network else "without"
+    context.log.info("%s runs at isolation level %d, %s network", name, confinement.level, network)
+    if confinement.open:
+        level = logging.INFO if confinement.level else logging.WARNING
+        context.log.log(level, "At this isolation level a program can also reach: %s", "; ".join(confinement.open))
 
 
 def _how_it_ended(code: int) -> str:

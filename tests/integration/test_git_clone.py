@@ -22,7 +22,8 @@ from tests.support.waiting import wait_until
 
 @pytest.fixture
 def context(tmp_path: Path) -> StepContext:
-    return step_context(tmp_path / "home", git_protocols=("https", "ssh", "file", "http"))
+    protocols = ("https", "ssh", "file", "http")
+    return step_context(tmp_path / "home", git_protocols=protocols, git_private_hosts=("127.0.0.1",))
 
 
 @pytest.fixture
@@ -245,7 +246,7 @@ async def test_an_unreachable_server_is_worth_a_retry(context: StepContext) -> N
 
 
 async def test_a_server_that_never_answers_ends_by_time_out(tmp_path: Path, web: Web) -> None:
-    context = step_context(tmp_path / "home", git_protocols=("http",), git_timeout_seconds=1)
+    context = step_context(tmp_path / "home", git_protocols=("http",), git_private_hosts="*", git_timeout_seconds=1)
     web.answer = None
     began = time.monotonic()
     with pytest.raises(StepTimeoutError, match="git took longer than 1 s"):

@@ -19,7 +19,8 @@ import pytest
 
 from ai_task_orchestra.errors import StepError, StepInputError, StepTimeoutError
 from flows.clients import _exec
-from flows.clients.processes import ProcessEnd, base_environment, run_process
+from flows.clients.confinement import Confinement
+from flows.clients.processes import ProcessEnd, run_process
 from tests.support.steps import alive, new_mark
 from tests.support.waiting import wait_until
 
@@ -69,15 +70,20 @@ SLEEPER = f"{sys.executable} -c 'import time; time.sleep(600)'"
 OURS = """\
 import asyncio, sys
 from pathlib import Path
-from flows.clients.processes import base_environment, run_process
-here, command = Path(sys.argv[1]), ["sh", "-c", sys.argv[2]]
-asyncio.run(run_process(command, cwd=here, env=base_environment(here), max_output_bytes=1000))
+from flows.clients.confinement import Confinement
+from flows.clients.processes import run_process
+around = Confinement(Path(sys.argv[1]))
+command = ["sh", "-c", sys.argv[2]]
+run = run_process(command, cwd=around.workspace, env=around.environment(), confinement=around, max_output_bytes=1000)
+asyncio.run(run)
 """
 
 
 async def run(workspace: Path, *argv: str, **options: Any) -> ProcessEnd:
-    env = base_environment(workspace) | options.pop("env", {})
-    return await run_process(argv, cwd=workspace, env=env, **({"max_output_bytes": MEGABYTE} | options))
+    confinement = options.pop("confinement", Confinement(workspace))
+    env = confinement.environment() | options.pop("env", {})
+    options = {"max_output_bytes": MEGABYTE} | options
+    return await run_process(argv, cwd=workspace, env=env, confinement=confinement, **options)
 
 
 def hostile(tmp_path: Path, mark: str, then: str, **options: Any) -> Any:
@@ -296,18 +302,6 @@ async def test_everything_ends_when_we_are_killed(tmp_path: Path) -> None:
         us.wait()
 
     await wait_until(lambda: not alive(mark), timeout=6, description="nothing of it is alive")
-
-
-async def test_a_closed_network_reaches_not_even_this_machine(tmp_path: Path) -> None:
-    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        code = f"import socket; socket.create_connection(('127.0.0.1', {port}), 5).close(); print('reached')"
-        with_network = await run(tmp_path, sys.executable, "-c", code)
-        without = await run(tmp_path, sys.executable, "-c", code, network=False)
-
-    assert with_network.stdout == "reached\n"
-    assert without.exit_code == 1
-    assert "unreachable" in without.error_line
 
 
 async def test_the_process_in_between_costs_little(tmp_path: Path) -> None:

@@ -176,15 +176,17 @@ async def test_a_script_without_network_can_not_connect(context: StepContext) ->
     async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         add(context, "a.py", f"import socket; socket.create_connection(('127.0.0.1', {port}), 5).close()")
-        assert (await execute(context, "a.py"))["exit_code"] == 0
+        assert (await execute(context, "a.py", network=True))["exit_code"] == 0
         with pytest.raises(ScriptError):
             await execute(context, "a.py", network=False)
+        with pytest.raises(ScriptError):
+            await execute(context, "a.py")
 
 
 async def test_a_command_gets_its_arguments_as_they_are(context: StepContext) -> None:
     given = await RunCommand().run({"command": ["printf", "[%s]", "a b", "$(id)", "; id", "--x", 3]}, context)
 
-    assert given == {"output": "[a b][$(id)][; id][--x][3]", "stderr": "", "exit_code": 0, "truncated": False}
+    assert given == {"output": "[a b][$(id)][; id][--x][3]", "stderr": "", "exit_code": 0, "truncated": False, "isolation_level": LEVEL}
 
 
 @pytest.mark.parametrize("command", [None, [], [""], "ls", ["no-such-program-here"]])

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ai_task_orchestra.logs import configure_logging, without_secrets
+from ai_task_orchestra.logs import configure_logging
+from ai_task_orchestra.redaction import without_secrets
 
 
 @pytest.fixture(autouse=True)
