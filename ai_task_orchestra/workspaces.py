@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+
+from ai_task_orchestra.removal import remove_tree
 
 # A younger folder may have been made by somebody who is about to lock it.
 _YOUNG_SECONDS: Final = 60.0
@@ -37,7 +38,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def remove(folder: Path) -> None:
     """Remove the folder of an attempt with all that is in it, and its task's if nothing else is in that."""
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_tree(folder)
     with contextlib.suppress(OSError):
         folder.parent.rmdir()
 

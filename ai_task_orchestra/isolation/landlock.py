@@ -18,16 +18,15 @@ _GET_VERSION = 1
 _PATH_BENEATH = 1
 
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
-_REFER, _TRUNCATE, _IOCTL_OVERWRITE = _WRITE_FILE | _TRUNCATE
-DEVICE = 1 << 13, 1 << 14, 1 << 15
+_REFER, _TRUNCATE, _IOCTL_DEVICE = 1 << 13, 1 << 14, 1 << 15
 _ALL_OF_VERSION_1 = (1 << 13) - 1
 # From version 6 on: neither signals to, nor abstract Unix sockets of, processes outside.
 _SCOPES = 1 | 2
 # What makes sense for something that is no folder.
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEVICE
 
-READ = _EXECUTE | _READ_FILE | _READ_DIR
 OVERWRITE = _WRITE_FILE | _TRUNCATE
+READ = _EXECUTE | _READ_FILE | _READ_DIR
 DEVICE = _WRITE_FILE | _READ_FILE | _IOCTL_DEVICE
 # Everything but making devices.
 WRITE = (_ALL_OF_VERSION_1 & ~(1 << 6 | 1 << 11)) | _REFER | _TRUNCATE

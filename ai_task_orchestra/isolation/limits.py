@@ -24,6 +24,7 @@ DISK_SECONDS = 0.5
 DISK_SHARE = 0.05  # of our time at most goes into looking at a large workspace
 DEEPEST = 200  # folders in each other
 
+_SIGXCPU, _SIGXFSZ = 24, 25
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PAGE = resource.getpagesize()
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -52,7 +53,7 @@ class Limits:
         if self.open_files:
             _set(resource.RLIMIT_NOFILE, self.open_files)
         if self.disk:
-            _set(resource.RLIMIT_FSIZE, self.disk)
+            _set(resource.RLIMIT_FSIZE, 2 * self.disk)  # for what is faster than we look
         if self.cpu:
             _set(resource.RLIMIT_CPU, int(self.cpu) + 1)
         if self.processes:
@@ -134,15 +135,16 @@ class Watch:
         return None
 
     def reached_at_the_end(self, exit_code: int) -> str | None:
-        """The limit that may be why a program failed, although nobody had to stop it."""
+        """The limit that a program reached before anybody looked, or that is why it failed by itself."""
         limits = self._limits
-        if exit_code == -24:  # SIGXCPU
+        if exit_code in (-_SIGXCPU, 128 + _SIGXCPU):  # itself, or a child of a shell
             return PROCESSOR
-        if exit_code == -25:  # SIGXFSZ
+        if exit_code in (-_SIGXFSZ, 128 + _SIGXFSZ):
             return DISK
         if exit_code and limits.processes and self._most_tasks >= limits.processes * 0.9:
             return PROCESSES
-        return self.look_at_disk() if exit_code else None
+        found = self.look_at_disk()
+        return None if found == FULL_DISK and exit_code == 0 else found
 
 
 def _stat(pid: int) -> list[bytes]:

@@ -32,7 +32,7 @@ def readable_paths(settings: Settings, more: Iterable[str] = ()) -> tuple[str, .
         *_PROGRAMS,
         *(f"/etc/{name}" for name in _OF_ETC),
         *_interpreter(),
-        *(folder for folder in search_path() if _is_for_all(folder)),
+        *(folder for folder in (*search_path(), *_folders_in("LD_LIBRARY_PATH")) if _is_for_all(folder)),
         *(str(path.expanduser().absolute()) for path in settings.program_dirs),
         *more,
     ]
@@ -46,7 +46,7 @@ def readable_paths(settings: Settings, more: Iterable[str] = ()) -> tuple[str, .
 
 def search_path() -> list[str]:
     """The folders of PATH, absolute ones only."""
-    return [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if folder.startswith("/")]
+    return _folders_in("PATH", os.defpath)
 
 
 def confined_search_path(settings: Settings) -> str:
@@ -86,6 +86,10 @@ def _gpu_nodes() -> list[str]:
 def _interpreter() -> list[str]:
     """The Python that runs us, for scripts without a `#!` line."""
     return [sys.prefix, sys.base_prefix]
+
+
+def _folders_in(variable: str, otherwise: str = "") -> list[str]:
+    return [folder for folder in os.environ.get(variable, otherwise).split(os.pathsep) if folder.startswith("/")]
 
 
 def _is_for_all(folder: str) -> bool:

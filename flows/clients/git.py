@@ -18,6 +18,7 @@ from typing import Final
 
 from ai_task_orchestra.errors import GitError, LimitError, StepTimeoutError
 from ai_task_orchestra.redaction import without_secrets
+from ai_task_orchestra.removal import remove_tree
 from ai_task_orchestra.settings import Settings
 from flows.clients.confinement import Confinement, confined, unconfined
 from flows.clients.git_access import Access, access_to
@@ -118,7 +119,7 @@ class GitClient:
             await _Clone(self._settings, self._workspace, repository, target, self._record).run(ref)
             return target, await asyncio.to_thread(_commit, target)
         except BaseException:
-            await asyncio.shield(asyncio.to_thread(shutil.rmtree, target, ignore_errors=True))
+            await asyncio.shield(asyncio.to_thread(remove_tree, target))
             raise
 
 
@@ -171,7 +172,7 @@ class _Clone:
         branch = [f"--branch={ref}"] if ref is not None else []
         end = await self._git("clone", *_CLONE_OPTIONS, *_SHALLOW, *branch, *self._positionals)
         if end.exit_code and ref is not None and _NO_SUCH_REF.search(end.stderr):
-            await asyncio.to_thread(_empty, self._target)
+            await asyncio.to_thread(self._start_over)
             return False
         _check(end)
         return True
@@ -185,7 +186,7 @@ class _Clone:
         if end.exit_code:
             if _NETWORK_TROUBLE.search(end.stderr):
                 _check(end)
-            await asyncio.to_thread(_empty, self._target)
+            await asyncio.to_thread(self._start_over)
             return False
         _check(await self._git("checkout", "--quiet", "--detach", "FETCH_HEAD", inside=True))
         return True
@@ -197,6 +198,12 @@ class _Clone:
         if end.exit_code:
             raise GitError("there is no such branch, tag or commit")
         _check(await self._git("checkout", "--quiet", "--detach", end.stdout.strip(), inside=True))
+
+    def _start_over(self) -> None:
+        """git removes what it could not finish; what it left is in the way of the next attempt."""
+        remove_tree(self._target)
+        self._target.mkdir(mode=0o700)
+        self._confinement.hand_over(self._target)
 
     @property
     def _positionals(self) -> tuple[str, ...]:
@@ -308,9 +315,3 @@ def _commit(folder: Path) -> str:
             return str(git.HEAD.dereference_recursive(repository, "HEAD"))
     except (ValueError, git.GitError) as exc:
         raise GitError("the repository has no commit") from exc
-
-
-def _empty(folder: Path) -> None:
-    """git removes what it could not finish; what it left is in the way of the next attempt."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ai_task_orchestra.errors import ScriptError, StepInputError
+from ai_task_orchestra.isolation.offer import machine_offer
 from flows.steps.base import StepContext
 from flows.steps.execute_script import ExecuteScript
 from flows.steps.run_command import RunCommand
@@ -186,7 +187,13 @@ async def test_a_script_without_network_can_not_connect(context: StepContext) ->
 async def test_a_command_gets_its_arguments_as_they_are(context: StepContext) -> None:
     given = await RunCommand().run({"command": ["printf", "[%s]", "a b", "$(id)", "; id", "--x", 3]}, context)
 
-    assert given == {"output": "[a b][$(id)][; id][--x][3]", "stderr": "", "exit_code": 0, "truncated": False, "isolation_level": LEVEL}
+    assert given == {
+        "output": "[a b][$(id)][; id][--x][3]",
+        "stderr": "",
+        "exit_code": 0,
+        "truncated": False,
+        "isolation_level": machine_offer().highest,
+    }
 
 
 @pytest.mark.parametrize("command", [None, [], [""], "ls", ["no-such-program-here"]])

@@ -70,14 +70,12 @@ def _():
 def _():
     written = []
     for folder in targets["foreign_folders"]:
-        path = os.path.join(folder, f"hostile-{os.getpid()}")
+        path = os.path.join(folder, targets["mark"])
         try:
             open(path, "w").close()
+            written.append(path)
         except OSError:
-            continue
-        if not os.path.samefile(folder, os.environ["TMPDIR"]):
-            written.append(folder)
-        os.unlink(path)
+            pass
     return written
 
 
