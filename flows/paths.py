@@ -134,6 +134,21 @@ def contained(path: Path, settings: Settings) -> Path | None:
     return real
 
 
+def open_input(real: Path, settings: Settings, *, field: str) -> int:
+    """A descriptor for reading an input file by its real path; the caller closes it.
+
+    What was found to lie inside the input folders may have been swapped since: it is opened from its folder, over no
+    symbolic link.
+
+    Raises:
+        StepInputError: it is no such file any more.
+    """
+    for root in (root.resolve() for root in settings.inputs):
+        if real.is_relative_to(root):
+            return open_regular(root, real.relative_to(root).parts, field=field)
+    raise StepInputError(f"{field}: the path is in none of the allowed folders")
+
+
 def _why(exc: OSError) -> str:
     if isinstance(exc, FileNotFoundError):
         return "there is no such file"

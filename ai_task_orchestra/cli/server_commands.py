@@ -74,10 +74,12 @@ def _prepared() -> Settings:
     """Settings, logging, and Prefect's own variables; in this order, before anything imports Prefect."""
     import os
 
+    from ai_task_orchestra.isolation.own_memory import close_own_memory
     from ai_task_orchestra.logs import configure_logging
     from ai_task_orchestra.settings import load_settings
     from ai_task_orchestra.stack.environment import prefect_client_environment
 
+    close_own_memory()
     settings = load_settings()
     configure_logging(settings.log_level)
     os.environ.update(prefect_client_environment(settings))

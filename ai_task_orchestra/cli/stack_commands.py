@@ -54,12 +54,14 @@ def _run(context: typer.Context, use: Callable[[RunningStack, StartReport], Awai
     from rich.console import Console
 
     from ai_task_orchestra.cli.output import print_error
+    from ai_task_orchestra.isolation.own_memory import close_own_memory
     from ai_task_orchestra.logs import configure_logging
     from ai_task_orchestra.settings import load_settings
     from ai_task_orchestra.stack.orphans import OrphanSweep
     from ai_task_orchestra.stack.report import StartReport
     from ai_task_orchestra.stack.run import run_stack
 
+    close_own_memory()
     report = StartReport(Console())
     try:
         settings = load_settings()

@@ -25,6 +25,8 @@ import threading
 from collections import deque
 from typing import Final, NoReturn
 
+from ai_task_orchestra.isolation.offer import machine_offer
+from ai_task_orchestra.isolation.own_memory import close_own_memory
 from ai_task_orchestra.worker import parked_child
 from ai_task_orchestra.worker.child_link import Decoder, LinkBrokenError, Message, encode
 from ai_task_orchestra.worker.process_tree import adopt_orphans, die_with_parent, kill_tree, sweep_orphans
@@ -167,6 +169,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not die_with_parent(options.parent, signal.SIGTERM):
         return 1
     adopt_orphans()
+    close_own_memory()
     control = socket.socket(fileno=options.control_fd)
     control.set_inheritable(False)
     template = TemplateProcess(control, options.catalog)
@@ -176,6 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
         template.report("failed", error=f"{type(exc).__name__}: {exc}")
         raise
     rehearsed = parked_child.prepare()
+    machine_offer()  # so that no child has to find out what this machine has for isolating programs
     gc.collect()
     gc.freeze()  # what is shared with the children stays shared: their collector won't touch it
     template.report("ready", flows=flows, rehearsed=rehearsed, threads=threading.active_count())

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from ai_task_orchestra.errors import StepInputError
 from ai_task_orchestra.settings import Settings
-from flows.paths import resolve_input
+from flows.paths import open_input, resolve_input
 
 MAX_IMAGE_BYTES: Final = 20 * 1024 * 1024
 MAX_IMAGES: Final = 32
@@ -112,7 +112,7 @@ async def _image(item: Any, settings: Settings, field: str) -> bytes:
 def _read_image(name: str, settings: Settings, field: str) -> bytes:
     path = resolve_input(name, settings, field=field)
     try:
-        with path.open("rb") as file:
+        with open(open_input(path, settings, field=field), "rb") as file:  # noqa: PTH123
             return file.read(MAX_IMAGE_BYTES + 1)
     except OSError as exc:
         raise StepInputError(f"{field}: the file can't be read ({exc.strerror})") from exc

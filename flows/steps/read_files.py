@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final
 
 from ai_task_orchestra.errors import StepInputError
 from ai_task_orchestra.settings import Settings
-from flows.paths import below, contained, parts_of
+from flows.paths import below, contained, open_input, parts_of
 from flows.steps import fields as checked
 from flows.steps.base import StepContext
 from flows.text import storable
@@ -48,7 +48,7 @@ def _read_all(patterns: list[str], settings: Settings) -> dict[str, Any]:
         if len(found) > _MAX_FILES:
             raise StepInputError(f"files: more than {_MAX_FILES} files match")
     names = sorted(found)
-    texts = _texts({name: found[name] for name in names}, settings.max_output_bytes)
+    texts = _texts({name: found[name] for name in names}, settings)
     if len(names) == 1:
         return {"files": names, "content": texts[names[0]]}
     return {"files": names, "content": "\n\n".join(f"=== {name} ===\n{text}" for name, text in texts.items())}
@@ -81,17 +81,19 @@ def _candidates(root: Path, names: tuple[str, ...]) -> list[Path]:
     return paths
 
 
-def _texts(files: Mapping[str, Path], limit: int) -> dict[str, str]:
-    texts, left = {}, limit
+def _texts(files: Mapping[str, Path], settings: Settings) -> dict[str, str]:
+    texts, left = {}, settings.max_output_bytes
     for name, path in files.items():
         try:
-            with path.open("rb") as file:
+            with open(open_input(path, settings, field="files"), "rb") as file:  # noqa: PTH123
                 data = file.read(left + 1)
         except OSError as exc:
             raise StepInputError(f"files: {name} can't be read ({exc.strerror})") from exc
         left -= len(data)
         if left < 0:
-            raise StepInputError(f"files: together they have more than {limit} bytes (ORCHESTRA_MAX_OUTPUT_BYTES)")
+            raise StepInputError(
+                f"files: together they have more than {settings.max_output_bytes} bytes (ORCHESTRA_MAX_OUTPUT_BYTES)"
+            )
         texts[name] = _text(name, data)
     return texts
 

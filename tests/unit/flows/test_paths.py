@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ai_task_orchestra.errors import StepInputError
 from ai_task_orchestra.settings import Settings
-from flows.paths import open_regular, parts_of, resolve_input
+from flows.paths import open_input, open_regular, parts_of, resolve_input
 from tests.support.steps import step_context
 
 BAD_PATHS = [
@@ -112,3 +112,22 @@ def test_an_input_outside_the_folders_is_refused(settings: Settings, tmp_path: P
         with pytest.raises(StepInputError):
             resolve_input(text, settings)
     assert resolve_input("inside", settings) == tmp_path / "two" / "a.txt"
+
+
+@pytest.mark.parametrize("swap", ["file", "folder", "pipe"])
+def test_an_input_that_is_swapped_after_it_was_checked_is_not_read(
+    settings: Settings, tmp_path: Path, swap: str
+) -> None:
+    secret, folder = tmp_path / "secrets", tmp_path / "one" / "folder"
+    for each in (secret, folder):
+        each.mkdir()
+        (each / "a.txt").write_text(each.name)
+    checked = resolve_input("folder/a.txt", settings)
+    if swap == "folder":
+        folder.rename(tmp_path / "away")
+        folder.symlink_to(secret)
+    else:
+        checked.unlink()
+        os.mkfifo(checked) if swap == "pipe" else checked.symlink_to(secret / "a.txt")
+    with pytest.raises(StepInputError, match=r"^file: "):
+        open_input(checked, settings, field="file")

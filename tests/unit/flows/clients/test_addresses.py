@@ -64,7 +64,7 @@ def test_public_addresses_are_public(address: str) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "2130706433", "0x7f.1", "0", "127.1", "localhost", "::1"])
 async def test_every_way_to_write_this_machine_is_refused(host: str) -> None:
     with pytest.raises(StepInputError, match="public internet"):
-        await resolve(host, 80, allow_private=False)
+        await resolve(host, 80, allow_private=False, field="url", setting="THE_SETTING")
 
 
 async def test_one_private_address_among_public_ones_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,5 +73,8 @@ async def test_one_private_address_among_public_ones_is_enough(monkeypatch: pyte
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", lookup)
     with pytest.raises(StepInputError):
-        await resolve("two.example", 80, allow_private=False)
-    assert await resolve("two.example", 80, allow_private=True) == ["8.8.8.8", "127.0.0.1"]
+        await resolve("two.example", 80, allow_private=False, field="url", setting="THE_SETTING")
+    assert await resolve("two.example", 80, allow_private=True, field="url", setting="THE_SETTING") == [
+        "8.8.8.8",
+        "127.0.0.1",
+    ]
