@@ -108,21 +108,26 @@ def _ours(settings: Settings) -> Iterator[str]:
 
 
 def _without(path: str, hidden: list[str]) -> Iterator[str]:
-    """`path`, or what is in it if something hidden is in it, too."""
+    """`path`, or what is in it if something hidden is in it, too; nothing if it is hidden itself."""
     real = os.path.realpath(path)
-    if real != path and [*_without(real, hidden)] != [real]:
-        path = real
-    if any(_is_below(path, each) for each in hidden):
-        return
-    if not any(_is_below(each, path) for each in hidden):
+    if not _meets(path, hidden) and not _meets(real, hidden):
         yield path
-        return
+    elif not any(_is_below(real, each) for each in hidden):
+        for child in _children(Path(real)):
+            if not child.is_symlink() or not _meets(os.path.realpath(child), hidden):
+                yield from _without(str(child), hidden)
+
+
+def _children(folder: Path) -> list[Path]:
     try:
-        names = os.listdir(path)  # noqa: PTH208
+        return list(folder.iterdir())
     except OSError:
-        return
-    for name in names:
-        yield from _without(f"{path.rstrip('/')}/{name}", hidden)
+        return []
+
+
+def _meets(path: str, hidden: list[str]) -> bool:
+    """Whether something hidden is in it, or it in something hidden."""
+    return any(_is_below(path, each) or _is_below(each, path) for each in hidden)
 
 
 def _is_below(path: str, top: str) -> bool:
