@@ -50,16 +50,22 @@ class Wiring:
     def for_prefect_server(self) -> dict[str, str]:
         """The Prefect server: its own database, and the password that its clients must have."""
         url, auth = self.prefect_database_url or "", self.prefect_auth or ""
-        return _inherited() | {
-            **QUIET,
-            "PREFECT_HOME": str(self.settings.home / "prefect"),
-            "PREFECT_API_URL": self.settings.prefect_url,
-            "PREFECT_API_DATABASE_CONNECTION_URL": url,
-            "PREFECT_SERVER_API_AUTH_STRING": auth,
-            "PREFECT_API_AUTH_STRING": auth,
-            "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-            "PREFECT_LOGGING_COLORS": "false",
-        }
+        # Its own pages only, however this machine is called there; Prefect would answer every page of the web.
+        pages = ",".join(f"http://{host}:{self.settings.prefect_port}" for host in ("127.0.0.1", "localhost"))
+        return (
+            {"PREFECT_SERVER_CORS_ALLOWED_ORIGINS": pages}
+            | _inherited()
+            | {
+                **QUIET,
+                "PREFECT_HOME": str(self.settings.home / "prefect"),
+                "PREFECT_API_URL": self.settings.prefect_url,
+                "PREFECT_API_DATABASE_CONNECTION_URL": url,
+                "PREFECT_SERVER_API_AUTH_STRING": auth,
+                "PREFECT_API_AUTH_STRING": auth,
+                "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+                "PREFECT_LOGGING_COLORS": "false",
+            }
+        )
 
     def for_migration(self) -> dict[str, str]:
         """Our migrations: the database only."""

@@ -78,3 +78,12 @@ def test_the_password_of_our_server_is_not_sent_to_another(tmp_path: Path) -> No
     known = prefect_client_environment(settings)
     assert "PREFECT_API_AUTH_STRING" not in known
     assert "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED" not in known
+
+
+def test_pages_of_the_web_get_no_answer_of_prefect_unless_the_operator_says_so(
+    wiring: Wiring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
+    assert wiring.for_prefect_server()[name] == "http://127.0.0.1:4200,http://localhost:4200"
+    monkeypatch.setenv(name, "https://prefect.example")
+    assert wiring.for_prefect_server()[name] == "https://prefect.example"
