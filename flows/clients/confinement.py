@@ -30,6 +30,7 @@ _PASSED_ON: Final = (
     "HIP_VISIBLE_DEVICES",
     "ROCR_VISIBLE_DEVICES",
 )
+_NAME: Final = "task"
 _FOLDERS: Final = {"HOME": ".home", "TMPDIR": ".tmp"}
 _LIMIT_KEYS: Final = {"full-disk": "reserve"}
 _WORDS: Final = {
@@ -85,6 +86,8 @@ class Confinement:
         ours = os.environ
         env = {name: value for name, value in ours.items() if name in _PASSED_ON or name.startswith("LC_")}
         env["PATH"] = self.search_path or ours.get("PATH", os.defpath)
+        if self.account is not None:  # programs that ask the system find nobody under that number
+            env |= dict.fromkeys(("USER", "LOGNAME"), _NAME)
         self.hand_over(self.workspace)
         for variable, name in _FOLDERS.items():
             folder = self.workspace / name

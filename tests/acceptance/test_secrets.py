@@ -16,6 +16,7 @@ import asyncpg
 import httpx
 import pytest
 
+from ai_task_orchestra.protocol import REPORT_ARTIFACT_TYPE
 from tests.acceptance.conftest import RunningStack, environment, running
 from tests.support import servers
 from tests.support.git_server import git_server
@@ -148,6 +149,17 @@ def test_a_script_with_network_meets_locked_doors(installation: Installation) ->
     assert (
         "ended with exit code 1"
         in installation.run("stranger.py", json.dumps(ports), status="failed", network=False)["error"]["message"]
+    )
+
+
+def task_isolation(stack: RunningStack, flow_run_id: str) -> int:
+    """The level in the report that the attempt left in Prefect."""
+    wanted = {"artifacts": {"flow_run_id": {"any_": [flow_run_id]}, "type": {"any_": [REPORT_ARTIFACT_TYPE]}}}
+    (report,) = stack.prefect.post("/artifacts/filter", json=wanted).json()
+    return (
+        json.loads(report["data"])["isolation_level"]
+        if isinstance(report["data"], str)
+        else report["data"]["isolation_level"]
     )
 
 

@@ -58,3 +58,11 @@ def test_a_task_without_processes_reports_the_one_that_ran_it() -> None:
     assert said.keys() == {"memory_used_gb", "cpu_time_seconds"}
     assert 0.01 < said["memory_used_gb"] < 100
     assert said["cpu_time_seconds"] >= 0
+
+
+def test_the_lowest_isolation_level_of_all_programs_is_kept() -> None:
+    usage = ResourceUsage()
+    assert usage.isolation_level is None
+    for level in (2, 1, 2):
+        usage.add_isolation(level)
+    assert usage.isolation_level == 1
