@@ -63,11 +63,11 @@ def events(text):
         lines = ["GET /api/events/out HTTP/1.1", "Host: 127.0.0.1", "Connection: Upgrade", "Upgrade: websocket",
             "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: MTIzNDU2Nzg5MDEyMzQ1Ng==",
             "Sec-WebSocket-Protocol: prefect"]
-        sock.sendall("".join(line + "\r\n" for line in [*lines, ""]).encode())
+        sock.sendall("".join(line + "\\r\\n" for line in [*lines, ""]).encode())
         head = sock.recv(4096)
         sock.sendall(bytes([0x81, 0x80 | len(text), 0, 0, 0, 0]) + text)  # one masked text frame
-        answer = head.partition(b"\r\n\r\n")[2] + sock.recv(4096)
-        return "closed" if b" 101 " in head and answer[:1] in (b"\x88", b"") else repr(head + answer)
+        answer = head.partition(b"\\r\\n\\r\\n")[2] + sock.recv(4096)
+        return "closed" if b" 101 " in head and answer[:1] in (b"\\x88", b"") else repr(head + answer)
 json_body = {"data": b"{}", "headers": {"Content-Type": "application/json"}}
 print(json.dumps({
     "tasks": ask(ports["api"], "/api/v1/tasks"),

@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -257,3 +258,29 @@ async def test_a_home_that_the_tasks_account_can_not_enter_is_said(tmp_path: Pat
     os.chmod(tmp_path, 0o700)  # noqa: PTH101
     with pytest.raises(IsolationError, match="chmod"):
         await RunCommand().run({"command": ["true"]}, context_at(0, tmp_path))
+
+
+def _enterable_by_all(path: Path) -> bool:
+    return all(folder.stat().st_mode & 0o001 for folder in path.resolve().parents)
+
+
+@pytest.mark.skipif(not ROOT, reason="these tests are being run by an ordinary account")
+@pytest.mark.skipif(
+    not (_enterable_by_all(Path(sys.executable)) and _enterable_by_all(Path(__file__))),
+    reason="no other account can use this checkout or its interpreter",
+)
+def test_the_same_holds_for_a_worker_of_an_ordinary_account(folder: Path) -> None:
+    account = 61_100
+    os.chown(folder, account, account)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", f"--basetemp={folder}/tmp", __file__],
+        cwd=Path(__file__).parents[2],
+        env={"PATH": os.environ["PATH"], "HOME": str(folder), "TMPDIR": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
+        user=account,
+        group=account,
+        extra_groups=[],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
