@@ -84,12 +84,7 @@ class Jail:
         if self.level >= 1:
             if landlock.version() >= landlock.FIRST_USABLE_VERSION:
                 landlock.restrict(self._rules())
-            seccomp.install(self._families(), account_is_shared=self._shares_account)
-
-    @property
-    def _shares_account(self) -> bool:
-        """Whether other processes of our account can be reached: same account, and in the same file system."""
-        return self.account is None and self.level < 2
+            seccomp.install(self._families(), apart=self.level >= 2)
 
     def _tasks_beside(self) -> int:
         if self.account is not None or not self.limits.processes or not LINUX:
@@ -103,9 +98,7 @@ class Jail:
         rules += [(path, landlock.DEVICE) for path in self._devices]
         rules += [(self.workspace, landlock.WRITE)]
         if self.level >= 2:
-            rules += [("/tmp", landlock.WRITE)]
-        if not self._shares_account:
-            rules += [("/dev/shm", landlock.WRITE)]
+            rules += [("/tmp", landlock.WRITE), ("/dev/shm", landlock.WRITE)]
         return rules
 
     def _families(self) -> tuple[int, ...]:
@@ -113,7 +106,7 @@ class Jail:
 
         Unix sockets lead to whatever listens for our account, a session's own service manager for example.
         """
-        local = () if self._shares_account else (seccomp.AF_UNIX,)
+        local = () if self.account is None and self.level < 2 else (seccomp.AF_UNIX,)
         if not self.network and self.level < 2:
             return local
         return (*local, seccomp.AF_INET, seccomp.AF_INET6, seccomp.AF_NETLINK)

@@ -123,8 +123,10 @@ class Watch:
                 return FULL_DISK
             if limits.disk or limits.files:
                 size, files = _size_of(self._workspace, limits.files)
-                size += _nameless_bytes(processes)
-                if limits.disk and size >= limits.disk:
+                nameless, in_memory = _nameless_bytes(processes)
+                if limits.memory and in_memory > limits.memory:
+                    return MEMORY
+                if limits.disk and size + nameless >= limits.disk:
                     return DISK
                 if limits.files and files >= limits.files:
                     return FILES
@@ -253,9 +255,9 @@ def _open_folder(name: str, parent: int | None) -> int | None:
         os.close(handle)
 
 
-def _nameless_bytes(processes: Sequence[int]) -> int:
-    """What these processes hold in files that were removed while they are open."""
-    found: dict[tuple[int, int], int] = {}
+def _nameless_bytes(processes: Sequence[int]) -> tuple[int, int]:
+    """What these processes hold in files that were removed while they are open: on disk, and in memory alone."""
+    found: dict[tuple[int, int], tuple[int, bool]] = {}
     for pid in processes:
         folder = f"/proc/{pid}/fd"
         try:
@@ -265,8 +267,10 @@ def _nameless_bytes(processes: Sequence[int]) -> int:
         for number in numbers:
             try:
                 info = os.stat(f"{folder}/{number}")
+                only_in_memory = os.readlink(f"{folder}/{number}").startswith("/memfd:")
             except OSError:
                 continue
             if info.st_nlink == 0 and stat.S_ISREG(info.st_mode):
-                found[info.st_dev, info.st_ino] = info.st_blocks * 512
-    return sum(found.values())
+                found[info.st_dev, info.st_ino] = info.st_blocks * 512, only_in_memory
+    in_memory = sum(size for size, only_in_memory in found.values() if only_in_memory)
+    return sum(size for size, _ in found.values()) - in_memory, in_memory

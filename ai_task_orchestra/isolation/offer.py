@@ -90,19 +90,21 @@ def level_for(wish: str, offer: Offer) -> int:
 
 def what_is_open(level: int, offer: Offer) -> tuple[str, ...]:
     """What a program can reach at this level that it has no business with, one phrase each."""
-    if level >= 2:
-        return ()
-    if level == 1:
-        return _open_at_level_1(offer)
+    if level:
+        return _open_when_confined(level, offer)
     files = "files that every account may read" if offer.accounts else "files and processes of the worker's account"
     return (files, "the network, whatever the template says", "the list of all processes")
 
 
-def _open_at_level_1(offer: Offer) -> tuple[str, ...]:
-    found = ["the list of all processes, with their command lines"]
-    if offer.landlock < SCOPED_VERSION and not offer.accounts:
-        found.append("signals to other processes of the worker's account")
-    return tuple(found)
+def _open_when_confined(level: int, offer: Offer) -> tuple[str, ...]:
+    scoped, shared = offer.landlock >= SCOPED_VERSION, not offer.accounts
+    found = {
+        "the list of all processes, with their command lines": level == 1,
+        "permissions and times (not the content) of the worker account's files": level == 1 and shared,
+        "signals to other processes of the worker's account": level == 1 and shared and not scoped,
+        "abstract Unix sockets, with network": not scoped and not (level == 1 and shared),
+    }
+    return tuple(phrase for phrase, is_open in found.items() if is_open)
 
 
 def isolation_report(settings: Settings, offer: Offer | None = None) -> IsolationReport:

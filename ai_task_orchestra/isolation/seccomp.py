@@ -1,8 +1,8 @@
 """seccomp: system calls that a program of a task has no business with are refused.
 
 It closes what Landlock does not cover: kinds of sockets, new user namespaces (in which a process has every power over
-what is its own, the kernel's weaknesses included), keys that the kernel keeps for the account, and the kernel's own
-administration.
+what is its own, the kernel's weaknesses included), memory and queues that are found by number and outlive their makers,
+keys that the kernel keeps for the account, and the kernel's own administration.
 """
 
 from __future__ import annotations
@@ -30,9 +30,12 @@ _CALLS = {
     "socket": (41, 198),
     "clone": (56, 220),
     "unshare": (272, 97),
+    "prlimit64": (302, 261),
     "shmget": (29, 194),
     "semget": (64, 190),
     "msgget": (68, 186),
+    "mq_open": (240, 180),
+    "truncate": (76, 45),
     "chroot": (161, 51),
     "acct": (163, 89),
     "mount": (165, 40),
@@ -71,9 +74,9 @@ _CALLS = {
     "io_uring_register": (427, 427),
 }
 _NOT_THERE = ("clone3", "io_uring_setup", "io_uring_enter", "io_uring_register")
-_BY_ARGUMENT = ("socket", "clone", "unshare")
-# Memory and queues that all processes of an account share by number.
-_SHARED_BY_ACCOUNT = ("shmget", "semget", "msgget")
+_BY_ARGUMENT = ("socket", "clone", "unshare", "prlimit64")
+# What reaches, in the machine's own namespaces, beyond what a program may see. Landlock knows `truncate` late.
+_REACHING_OUT = ("shmget", "semget", "msgget", "mq_open", "truncate")
 _ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 
 
@@ -82,23 +85,23 @@ def known_machine() -> bool:
     return LINUX and MACHINE in _ARCHITECTURES
 
 
-def install(families: tuple[int, ...], *, account_is_shared: bool) -> None:
+def install(families: tuple[int, ...], *, apart: bool) -> None:
     """Filter the system calls of this process and everything it starts. `no_new_privs` must be set.
 
     Args:
         families: the kinds of sockets that may be made.
-        account_is_shared: other processes run under our account that are none of this program's business.
+        apart: we are in namespaces of our own, where nothing can be reached that is not ours.
 
     Raises:
         OSError: the kernel can't do it.
     """
-    code = _program(families, account_is_shared)
+    code = _program(families, apart)
     instructions = ctypes.create_string_buffer(code, len(code))
     header = struct.pack("@HP", len(code) // 8, ctypes.addressof(instructions))
     checked(prctl(PR_SET_SECCOMP, _MODE_FILTER, header), "seccomp")
 
 
-def _program(families: tuple[int, ...], account_is_shared: bool) -> bytes:
+def _program(families: tuple[int, ...], apart: bool) -> bytes:
     architecture, column = _ARCHITECTURES[MACHINE]
     numbers = {name: each[column] for name, each in _CALLS.items()}
     denied, absent, unreachable = (_ERROR | each for each in (errno.EPERM, errno.ENOSYS, errno.ENETUNREACH))
@@ -107,13 +110,15 @@ def _program(families: tuple[int, ...], account_is_shared: bool) -> bytes:
     if column == 0:
         program += _step(_AT_LEAST, _X32, 0, 1) + _step(_RETURN, absent)
     for name, number in numbers.items():
-        if name in _BY_ARGUMENT or (name in _SHARED_BY_ACCOUNT and not account_is_shared):
+        if name in _BY_ARGUMENT or (name in _REACHING_OUT and apart):
             continue
         answer = absent if name in _NOT_THERE else denied
         program += _step(_EQUAL, number, 0, 1) + _step(_RETURN, answer)
     for name in ("clone", "unshare"):
         program += _step(_EQUAL, numbers[name], 0, 4) + _step(_LOAD, _FIRST_ARGUMENT)
         program += _step(_ANY_BIT, _CLONE_NEWUSER, 0, 1) + _step(_RETURN, denied) + _step(_RETURN, _ALLOW)
+    program += _step(_EQUAL, numbers["prlimit64"], 0, 4) + _step(_LOAD, _FIRST_ARGUMENT)  # 0 is the caller itself
+    program += _step(_EQUAL, 0, 0, 1) + _step(_RETURN, _ALLOW) + _step(_RETURN, denied)
     program += _step(_EQUAL, numbers["socket"], 1, 0) + _step(_RETURN, _ALLOW) + _step(_LOAD, _FIRST_ARGUMENT)
     for family in families:
         program += _step(_EQUAL, family, 0, 1) + _step(_RETURN, _ALLOW)

@@ -56,7 +56,7 @@ def _become(account: int) -> None:
 
 def _seccomp() -> None:
     prctl(PR_SET_NO_NEW_PRIVS, 1)
-    seccomp.install((seccomp.AF_UNIX,), account_is_shared=True)
+    seccomp.install((seccomp.AF_UNIX,), apart=False)
 
 
 def _namespaces() -> None:

@@ -43,6 +43,13 @@ print(flush=True)
 sys.stdin.read()
 """
 SHARED_MEMORY = "import os\nf = open('/dev/shm/x', 'wb')\nwhile True: f.write(bytes(1_000_000))"
+MEMORY_OF_NOBODY = """
+import os
+files = []
+while True:
+    files.append(os.memfd_create("x"))
+    os.write(files[-1], bytes(10_000_000))
+"""
 FORK_BOMB = """
 import os, time
 while True:
@@ -105,7 +112,7 @@ async def stopped(context: StepContext, code: str) -> LimitError:
     return caught.value
 
 
-@pytest.mark.parametrize("code", [MEMORY, MEMORY_OF_MANY], ids=["one process", "many processes"])
+@pytest.mark.parametrize("code", [MEMORY, MEMORY_OF_MANY, MEMORY_OF_NOBODY], ids=["one", "many", "nobody"])
 async def test_memory(folder: Path, code: str) -> None:
     context = context_with(folder, program_memory_bytes=300 * MEGABYTE)
     error = await stopped(context, code)

@@ -79,6 +79,32 @@ def _():
     return written
 
 
+@attempt("permissions of our files")
+def _():
+    changed = []
+    for path in targets["secret_files"]:
+        try:
+            os.chmod(path, 0o640)
+            changed.append(path)
+        except OSError:
+            pass
+    return changed
+
+
+@attempt("cutting our files")
+def _():
+    for path in targets["secret_files"]:
+        os.truncate(path, 0)
+    return True
+
+
+@attempt("limits of the worker")
+def _():
+    import resource
+
+    return resource.prlimit(targets["worker"], resource.RLIMIT_CORE) and True
+
+
 @attempt("canary in my environment")
 def _():
     return [name for name, value in os.environ.items() if targets["canary"] in value]

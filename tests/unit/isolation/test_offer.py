@@ -64,8 +64,10 @@ def test_a_level_that_is_not_there_is_refused(wish: str, offer: Offer) -> None:
 
 def test_what_is_open_grows_as_the_level_falls() -> None:
     assert what_is_open(2, EVERYTHING) == ()
+    assert what_is_open(2, replace(EVERYTHING, landlock=4)) == ("abstract Unix sockets, with network",)
     assert len(what_is_open(1, EVERYTHING)) == 1
-    assert len(what_is_open(1, replace(WITHOUT_NAMESPACES, landlock=4))) == 2
+    assert len(what_is_open(1, WITHOUT_NAMESPACES)) == 2
+    assert len(what_is_open(1, replace(WITHOUT_NAMESPACES, landlock=4))) == 3
     assert "files and processes of the worker's account" in what_is_open(0, NOTHING)
     assert "files that every account may read" in what_is_open(0, EVERYTHING)
 
