@@ -26,7 +26,7 @@ from tests.histories.stack import HistoryStack
 FINAL: Final = ("completed", "failed", "cancelled")
 #: How long an operation whose outcome is unknown is repeated.
 PATIENCE_SECONDS: Final = 120.0
-PAUSE_SECONDS: Final = 0.3
+PAUSE_SECONDS: Final = 0.4
 #: How long after the last operation the tasks may take to end.
 QUIET_SECONDS: Final = 240.0
 #: Fields of a task that answers are compared by.

@@ -138,6 +138,11 @@ class Run:
     states: tuple[State, ...] = ()
 
     @property
+    def was_lost(self) -> bool:
+        """Whether its worker, or the process that executed it, was lost at any time."""
+        return any(state.type == "CRASHED" for state in self.states)
+
+    @property
     def taken_away_at(self) -> float | None:
         """When the API ended it in its worker's place; None if it never did."""
         for state in self.states:

@@ -22,8 +22,8 @@ from tests.histories.stack import LEASE_SECONDS, HistoryStack
 
 T = TypeVar("T")
 
-#: How long a fault looks for its victim: a running child, a part that is just being started again.
-_SEARCH_SECONDS: Final = 3.0
+#: How long a fault waits for its victim: a running child, a part that is just being started again.
+_SEARCH_SECONDS: Final = 6.0
 _PAUSE_SECONDS: Final = 0.05
 
 
@@ -68,22 +68,20 @@ class Faults:
         _send(victim, signal.SIGQUIT)
 
     async def _kill_worker(self, fault: Fault) -> None:
-        found = await self._search(lambda: self._stack.worker(fault.worker))
-        name, victim = found or ("", None)
+        name, victim = await self._worker(fault) or ("", None)
         self._write(fault, victim, worker=name)
         _send(victim, signal.SIGKILL)
 
     async def _kill_child(self, fault: Fault) -> None:
         """The process that executes a run: the first one between a worker's template process and a step's program."""
-        found = await self._search(lambda: self._stack.worker(fault.worker))
-        name, worker = found or ("", None)
+        name, worker = await self._worker(fault) or ("", None)
         victim = await self._search(lambda: _running_child(worker)) if worker else None
         self._write(fault, victim, worker=name)
         _send(victim, signal.SIGKILL)
 
     async def _freeze(self, fault: Fault) -> None:
         """Stop the worker with everything below it for longer than its lease, then let it go on."""
-        found = await self._search(lambda: self._stack.worker(fault.worker))
+        found = await self._worker(fault)
         if found is None:
             self._write(fault, None)
             return
@@ -97,6 +95,13 @@ class Faults:
             self._random.shuffle(frozen)
             for process in frozen:
                 _send(process, signal.SIGCONT)
+
+    async def _worker(self, fault: Fault) -> tuple[str, psutil.Process] | None:
+        """Name and process of the worker, once it runs a step if the fault wants that (it may never)."""
+        found = await self._search(lambda: self._stack.worker(fault.worker))
+        if found and fault.busy:
+            await self._search(lambda: _running_child(found[1]))
+        return found
 
     def _write(
         self, fault: Fault, victim: psutil.Process | None, *, worker: str | None = None, moment: str | None = None

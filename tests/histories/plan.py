@@ -89,12 +89,16 @@ class Look:
 
 @dataclass(frozen=True)
 class Fault:
-    """Kill, freeze or restart something. `seconds`: for how long a worker is frozen beyond its lease."""
+    """Kill, freeze or restart something.
+
+    `seconds`: for how long a worker is frozen beyond its lease; `busy`: not before the worker runs a step.
+    """
 
     at: float
     name: str
     worker: int
     seconds: float
+    busy: bool
 
 
 Operation = Post | Batch | Change | Cancel | Look | Fault
@@ -143,16 +147,23 @@ def make_plan(seed: int) -> Plan:
         Look(_moment(random, 0.1, 4.0), random.choice([None, random.randrange(count)]))
         for _ in range(random.randint(3, 7))
     ]
-    operations += [
-        Fault(_moment(random, 0.3, 3.0), _chosen(random, _FAULTS), random.randrange(WORKERS), _moment(random, 0.5, 3.0))
-        for _ in range(faults)
-    ]
+    operations += [_fault(random) for _ in range(faults)]
     return Plan(seed, tuple(sorted(operations, key=lambda operation: operation.at)))
+
+
+def _fault(random: Random) -> Fault:
+    return Fault(
+        at=_moment(random, 0.3, 3.0),
+        name=_chosen(random, _FAULTS),
+        worker=random.randrange(WORKERS),
+        seconds=_moment(random, 0.5, 3.0),
+        busy=random.random() < 0.7,
+    )
 
 
 def _posts(random: Random) -> Iterator[Post]:
     """Tasks of all kinds, many of them waiting for earlier ones."""
-    count = random.randint(8, 14)
+    count = random.randint(6, 11)
     times = sorted(_moment(random, 0.0, 2.5) for _ in range(count))
     for number, at in enumerate(times):
         yield _post(random, at, number, waits=random.random() < 0.45)
@@ -179,7 +190,7 @@ def _pressing_posts(random: Random) -> Iterator[Post]:
     """As many long tasks as there are slots, then a press of quick ones behind them: who comes next shows."""
     for number in range(WORKERS * SLOTS):
         yield Post(_moment(random, 0.0, 0.1), number, "slow", _moment(random, 1.5, 2.2), 10)
-    for number in range(WORKERS * SLOTS, WORKERS * SLOTS + random.randint(8, 12)):
+    for number in range(WORKERS * SLOTS, WORKERS * SLOTS + random.randint(7, 10)):
         template = random.choice(["quick", "quick", "slow"])
         yield Post(_moment(random, 0.2, 0.7), number, template, 0.2, random.randint(1, 10))
 

@@ -32,7 +32,7 @@ def urgent_tasks_come_first(evidence: Evidence) -> Iterator[str]:
 
     Judged only where nothing was broken and no attempt was lost.
     """
-    if evidence.faults or any(run.taken_away_at is not None for run in evidence.runs):
+    if evidence.faults or any(run.was_lost for run in evidence.runs):
         return
     claims = [claim for run in evidence.runs for claim in _claims(evidence, run)]
     for waiting in claims:

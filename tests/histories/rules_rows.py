@@ -40,7 +40,7 @@ def _was_completed(evidence: Evidence, task: Task) -> bool:
 
 def _has_failed(evidence: Evidence, task: Task) -> bool:
     failures = {line.attempt for line in evidence.lines_of[task.id] if line.kind == "fail"}
-    losses = [attempt for attempt in task.attempts if attempt.outcome == "crashed"]
+    losses = [attempt for attempt in task.attempts if attempt.outcome in ("crashed", "handed_back")]
     return len(failures) > task.shape.retries or len(losses) >= task.shape.losses
 
 

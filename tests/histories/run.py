@@ -35,8 +35,8 @@ class Verdict:
 
     def __str__(self) -> str:
         faults = ", ".join(fault.name for fault in self.plan.faults) or "no faults"
-        losses = sum(run.taken_away_at is not None for run in self.evidence.runs)
-        lost = f", {losses} attempts taken away" if losses else ""
+        losses = sum(run.was_lost for run in self.evidence.runs)
+        lost = f", {losses} attempts lost" if losses else ""
         state = "ok" if not self.problems else f"WRONG, logs in {self.kept}"
         return (
             f"seed {self.plan.seed}: {state} ({len(self.evidence.tasks)} tasks, {faults}{lost}, {self.seconds:.1f} s)"
