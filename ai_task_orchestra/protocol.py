@@ -40,6 +40,9 @@ IN_PLACE_RETRY_SECONDS: Final = 30.0
 
 _CLAIMED_BY: Final = "Claimed by worker "
 
+# The flow whose runs are groups of tasks. No template can have this name.
+GROUP_FLOW: Final = "Batch"
+
 # The artifact type under which an attempt reports how it went; its data is an `AttemptReport`.
 REPORT_ARTIFACT_TYPE: Final = "orchestra-report"
 REPORT_ARTIFACT_DESCRIPTION: Final = "Report: result and resource usage as JSON"
@@ -68,6 +71,11 @@ def priority_of_queue(name: str | None) -> int:
 def idempotency_key(task_id: str, generation: int) -> str:
     """The key under which a task's attempt is created in Prefect: creating it twice gives the same flow run."""
     return f"{task_id}:{generation}"
+
+
+def run_name(template: str, task_id: str) -> str:
+    """What the flow runs of a task are called."""
+    return f"{template}-{task_id[:8]}"
 
 
 def run_tags(task_id: str, priority: int, batch_id: UUID | None = None, *more: str) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from api.chores import Chores
 from api.database import dispose, open_engine, sessions_of
 from api.dispatcher import Dispatcher
 from api.gateway import PrefectGateway
+from api.graphs import Graphs
 from api.hints import Hints
 from api.leader import Leader, regularly
 from api.leases import Leases
@@ -38,6 +39,7 @@ from api.task_store import TaskStore
 from api.wake import Wake
 
 CHORES_SECONDS: Final = 1.0
+GRAPHS_SECONDS: Final = 1.0
 #: How many times a worker's heartbeat is looked at while its lease lasts.
 LOOKS_PER_LEASE: Final = 6
 #: Connections to our database: for requests (more in a burst), and for the background work.
@@ -110,6 +112,7 @@ class Parts:
     cancellation: Cancellation
     priorities: Priorities
     results: Results
+    graphs: Graphs
     service: TaskService
     batches: BatchService
 
@@ -128,9 +131,11 @@ class Parts:
         priorities = Priorities(sessions, gateway, mirror, wake)
         store = TaskStore(sessions, wake, settings.prefect_ui_url)
         service = TaskService(settings, sessions, store, gateway, cancellation, priorities)
-        batches = BatchService(settings, BatchStore(sessions, wake, store))
+        stored_batches = BatchStore(sessions, wake, store)
         results = Results(settings, sessions, library, gateway)
-        return cls(sessions, gateway, wake, pools, mirror, cancellation, priorities, results, service, batches)
+        graphs = Graphs(settings, sessions, gateway, stored_batches)
+        batches = BatchService(settings, stored_batches)
+        return cls(sessions, gateway, wake, pools, mirror, cancellation, priorities, results, graphs, service, batches)
 
 
 async def _work(settings: Settings, parts: Parts) -> None:
@@ -148,6 +153,7 @@ async def _work(settings: Settings, parts: Parts) -> None:
         group.create_task(regularly("unknown", settings.adopt_seconds, polling.unknown))
         group.create_task(regularly("leases", lease_look_seconds, leases.check))
         group.create_task(regularly("chores", CHORES_SECONDS, chores.do))
+        group.create_task(regularly("graphs", GRAPHS_SECONDS, parts.graphs.show))
         group.create_task(dispatcher.run())
 
 

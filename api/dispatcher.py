@@ -187,7 +187,7 @@ class Dispatcher:
             state_type, state_name, when = PENDING, protocol.STATE_HELD, None
             message = _why_held(order)
         return NewRun(
-            name=f"{order.template}-{str(order.id)[:8]}",
+            name=protocol.run_name(order.template, str(order.id)),
             idempotency_key=protocol.idempotency_key(str(order.id), order.generation),
             parameters=order.parameters,
             work_queue=protocol.queue_name(order.priority),

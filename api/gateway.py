@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
+from api.prefect_graphs import Node
 from api.prefect_types import Deployment, FlowRun, LogPage, NewRun, RunEvent, RunFilter, RunState, StateAnswer, Worker
 
 #: Prefect's largest page.
@@ -76,6 +77,18 @@ class PrefectGateway(Protocol):
 
     async def write_report(self, run_id: UUID, report: Mapping[str, Any]) -> None:
         """Write the report artifact of a run that never ran (`protocol.AttemptReport`)."""
+        ...
+
+    async def create_group(self, name: str, *, key: str, tags: Collection[str]) -> FlowRun:
+        """A Running flow run that nobody executes, in no work pool; or the one that has this idempotency key."""
+        ...
+
+    async def record_nodes(self, nodes: Sequence[Node]) -> None:
+        """Make or change nodes in graphs of flow runs; they may be seen a moment later."""
+        ...
+
+    async def write_note(self, run_id: UUID, node_id: UUID, text: str, *, description: str) -> None:
+        """Put a text in Markdown on a node of a flow run's graph."""
         ...
 
     async def workers(self, pool: str) -> list[Worker]:

@@ -88,8 +88,10 @@ class TaskRecord(SQLModel, table=True):
         Index("task_worker", "worker", postgresql_where=_LIVE_ROWS),
         Index("task_running", "seq", postgresql_where=text("status = 'running'")),
         Index("task_creating", "seq", postgresql_where=text("phase = 'creating'")),
-        Index("task_batch", "batch_id", postgresql_where=text("batch_id IS NOT NULL")),
-        Index("task_unshown", "seq", postgresql_where=text("batch_id IS NOT NULL AND shown IS DISTINCT FROM status")),
+        Index("task_batch", "batch_id", "status", postgresql_where=text("batch_id IS NOT NULL")),
+        Index(
+            "task_unshown", "batch_id", postgresql_where=text("batch_id IS NOT NULL AND shown IS DISTINCT FROM status")
+        ),
         Index(
             "task_without_nodes",
             "seq",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any
@@ -11,11 +11,13 @@ from urllib.parse import quote
 from uuid import UUID
 
 from ai_task_orchestra.errors import DispatchError, UnreachableError
-from ai_task_orchestra.protocol import REPORT_ARTIFACT_DESCRIPTION, REPORT_ARTIFACT_TYPE
+from ai_task_orchestra.protocol import GROUP_FLOW, REPORT_ARTIFACT_DESCRIPTION, REPORT_ARTIFACT_TYPE
 from api import prefect_events
 from api.gateway import PAGE
+from api.prefect_graphs import Node, as_events
 from api.prefect_http import PrefectHttp, PrefectRefusedError
 from api.prefect_types import (
+    RUNNING,
     Deployment,
     FlowRun,
     LogPage,
@@ -142,6 +144,27 @@ class HttpPrefectGateway:
             "flow_run_id": str(run_id),
         }
         await self._http.post("/artifacts/", body)
+
+    async def create_group(self, name: str, *, key: str, tags: Collection[str]) -> FlowRun:
+        flow = await self._http.post("/flows/", {"name": GROUP_FLOW})
+        body = {
+            "flow_id": flow["id"],
+            "name": name,
+            "idempotency_key": key,
+            "tags": list(tags),
+            "state": _state(RUNNING, None, None, None, None),
+        }
+        run = FlowRun.parse(await self._http.post("/flow_runs/", body))
+        if run is None:
+            raise DispatchError("Prefect made a flow run without a state")
+        return run
+
+    async def record_nodes(self, nodes: Sequence[Node]) -> None:
+        await self._http.post("/events", as_events(nodes))
+
+    async def write_note(self, run_id: UUID, node_id: UUID, text: str, *, description: str) -> None:
+        about = {"flow_run_id": str(run_id), "task_run_id": str(node_id)}
+        await self._http.post("/artifacts/", {"type": "markdown", "description": description, "data": text} | about)
 
     async def workers(self, pool: str) -> list[Worker]:
         found: list[Worker] = []

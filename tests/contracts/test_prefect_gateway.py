@@ -14,6 +14,7 @@ import pytest
 
 from ai_task_orchestra import protocol
 from api.prefect_gateway import HttpPrefectGateway
+from api.prefect_graphs import Node
 from api.prefect_types import (
     CANCELLED,
     CANCELLING,
@@ -233,6 +234,37 @@ async def test_a_run_that_never_ran_may_fail_with_a_report_of_ours(side: Side) -
     assert (found.state.type, found.worker, found.began) == (FAILED, None, None)
     assert found.start_time == found.state.timestamp
     assert (await side.gateway.reports([run.id]))[run.id]["error"] == {"type": "t", "message": "m"}
+
+
+async def test_a_group_is_made_once_and_is_nobodys_to_run(side: Side) -> None:
+    key = f"batch:{uuid.uuid4()}"
+    made = await side.gateway.create_group("batch-x", key=key, tags=(key,))
+    again = await side.gateway.create_group("batch-x", key=key, tags=(key,))
+    assert made.id == again.id
+    found = (await side.gateway.runs([made.id]))[made.id]
+    assert (found.state.type, found.work_pool, found.deployment_id) == (RUNNING, None, None)
+    assert found.began is not None
+    assert str(made.id) not in await side.others.due()
+    assert await side.gateway.find_runs(RunFilter(work_pools=(side.others.pool,))) == []
+    assert (await side.gateway.propose(made.id, COMPLETED, message="2 completed.", force=True)).accepted
+
+
+async def test_nodes_are_drawn_with_edges_and_later_ones_take_their_places(side: Side) -> None:
+    run = await side.gateway.create_group("batch-y", key=f"batch:{uuid.uuid4()}", tags=())
+    now = datetime.now(UTC) - timedelta(minutes=1)
+    a, b = uuid.uuid4(), uuid.uuid4()
+    waiting = Node(b, run.id, "b", PENDING, now, now, None, (a,))
+    await side.gateway.record_nodes([Node(a, run.id, "a", RUNNING, now, now), waiting])
+    later = now + timedelta(seconds=1)
+    await side.gateway.record_nodes([Node(a, run.id, "a", COMPLETED, later, now, later), waiting])
+    await side.gateway.record_nodes([Node(a, run.id, "a", RUNNING, now, now)])
+    await side.gateway.write_note(run.id, a, "[a](/runs/flow-run/x)", description="d")
+
+    async def drawn() -> bool:
+        return await side.others.read_graph(str(run.id)) == {"a": (COMPLETED, set()), "b": (PENDING, {"a"})}
+
+    await wait_until(drawn, description="two nodes, an edge, the last state")
+    assert await side.others.read_notes(str(run.id)) == ["[a](/runs/flow-run/x)"]
 
 
 async def test_a_worker_is_listed_with_its_heartbeat(side: Side) -> None:

@@ -56,6 +56,20 @@ class PrefectBench:
         response = await self.http.get(f"/flow_runs/{run_id}")
         return None if response.status_code == 404 else response.json()
 
+    async def read_graph(self, run_id: str) -> dict[str, tuple[str, set[str]]]:
+        """The nodes of a run's graph by name: state, and the names of those they wait for."""
+        nodes = {key: node for key, node in (await self.http.get(f"/flow_runs/{run_id}/graph-v2")).json()["nodes"]}
+        return {
+            node["label"]: (node["state_type"], {nodes[parent["id"]]["label"] for parent in node["parents"]})
+            for node in nodes.values()
+        }
+
+    async def read_notes(self, run_id: str) -> list[str]:
+        """What stands on the nodes of a run's graph."""
+        nodes = (await self.http.get(f"/flow_runs/{run_id}/graph-v2")).json()["nodes"]
+        ids = [artifact["id"] for _, node in nodes for artifact in node["artifacts"]]
+        return [(await self.http.get(f"/artifacts/{each}")).json()["data"] for each in ids]
+
     async def all_runs(self, task_id: str | None = None) -> list[dict[str, Any]]:
         """Runs of the pool, oldest first; only those of a task."""
         body = {"work_pools": {"name": {"any_": [self.pool]}}, "limit": 200}

@@ -35,6 +35,7 @@ from api.prefect_types import (
     StateAnswer,
     Worker,
 )
+from tests.support.graph_double import GraphDouble
 
 
 @dataclass
@@ -44,10 +45,11 @@ class Stop:
     reached: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class PrefectDouble:
+class PrefectDouble(GraphDouble):
     """One pool's worth of Prefect."""
 
     def __init__(self, pool: str = "pool") -> None:
+        super().__init__()
         self.pool = pool
         self.template = "work"
         self.known: dict[UUID, FlowRun] = {}
