@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -15,12 +16,15 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from playwright.sync_api import Page, sync_playwright
 
 from tests.support import servers
 from tests.support.waiting import wait_until_sync
 
 ROOT = Path(__file__).parents[2]
 ORCHESTRA = Path(sys.executable).with_name("orchestra")
+BROWSER_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+BROWSER_FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
 
 @dataclass
@@ -162,3 +166,18 @@ def stack(ollama: str) -> Iterator[RunningStack]:
     """One stack for all acceptance tests of a session."""
     with servers.open_folder() as home, running(environment(home, OLLAMA_HOST=ollama), ollama) as up:
         yield up
+
+
+@pytest.fixture
+def page(stack: RunningStack) -> Iterator[Page]:
+    """A page of Debian's chromium, signed in to Prefect's UI the way its login form does it."""
+    executable = next((p for p in ("/usr/bin/chromium", "/usr/bin/chromium-browser") if Path(p).exists()), None)
+    if executable is None and not os.environ.get("CI"):
+        pytest.skip("chromium is not installed")
+    password = base64.b64encode(stack.prefect_auth.encode()).decode()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=BROWSER_FLAGS)
+        context = browser.new_context(viewport={"width": 1400, "height": 1000})
+        context.add_init_script(f"localStorage.setItem('prefect-password', '{password}')")
+        yield context.new_page()
+        browser.close()

@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from tests.acceptance.conftest import ROOT, RunningStack
 from tests.support.waiting import wait_until_sync
-
-BROWSER_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-BROWSER_FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-
-
-@pytest.fixture
-def page(stack: RunningStack) -> Iterator[Page]:
-    """A page of Debian's chromium, signed in to Prefect's UI the way its login form does it."""
-    executable = next((p for p in ("/usr/bin/chromium", "/usr/bin/chromium-browser") if Path(p).exists()), None)
-    if executable is None and not os.environ.get("CI"):
-        pytest.skip("chromium is not installed")
-    password = base64.b64encode(stack.prefect_auth.encode()).decode()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=BROWSER_FLAGS)
-        context = browser.new_context(viewport={"width": 1400, "height": 1000})
-        context.add_init_script(f"localStorage.setItem('prefect-password', '{password}')")
-        yield context.new_page()
-        browser.close()
 
 
 def test_the_ui_shows_run_steps_logs_and_answer(stack: RunningStack, page: Page, tmp_path: Path) -> None:
