@@ -19,7 +19,7 @@ from api import live_store
 from api.gateway import PrefectGateway
 from api.mirror import Mirror
 from api.pools import Pools
-from api.prefect_types import CANCELLED, CRASHED, FINAL_STATES, PENDING, RUNNING, Worker
+from api.prefect_types import CANCELLED, CANCELLING, CRASHED, PENDING, RUNNING, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -84,13 +84,17 @@ class Leases:
             await self._take_away(task_id, run_id, worker)
 
     async def _take_away(self, task_id: UUID, run_id: UUID, worker: str) -> None:
-        """End the run in the worker's place; the mirror decides whether another attempt follows."""
+        """End the run in the worker's place; the mirror decides whether another attempt follows.
+
+        A claim that was given back, or that another worker has by now, is left alone: the row was behind.
+        """
         run = (await self._gateway.runs([run_id])).get(run_id)
-        if run is not None and run.state.type in (PENDING, RUNNING):
-            message = f"The worker {worker} was lost: no heartbeat for {self._lease_seconds:g} s."
-            await self._gateway.propose(run_id, CRASHED, name="Crashed", message=message, force=True)
-        elif run is not None and run.state.type not in FINAL_STATES:
-            message = f"Cancelled through the API; the worker {worker} was lost."
-            await self._gateway.propose(run_id, CANCELLED, message=message, force=True)
+        if run is not None and run.worker in (None, worker):
+            if run.state.type in (PENDING, RUNNING):
+                message = f"The worker {worker} was lost: no heartbeat for {self._lease_seconds:g} s."
+                await self._gateway.propose(run_id, CRASHED, name="Crashed", message=message, force=True)
+            elif run.state.type == CANCELLING:
+                message = f"Cancelled through the API; the worker {worker} was lost."
+                await self._gateway.propose(run_id, CANCELLED, message=message, force=True)
         logger.warning("worker_lost", extra={"task_id": str(task_id), "flow_run_id": str(run_id), "worker": worker})
         await self._mirror.reconcile([run_id])
