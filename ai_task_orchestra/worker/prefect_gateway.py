@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -111,13 +112,31 @@ class PrefectGateway:
         ):
             if result.state:
                 run.flow_run["state"] = result.state.model_dump(mode="json")
-            return True
+            return not await self._was_over(run.id, result.state)
         return False
 
     async def claimed_after_all(self, run: Candidate) -> bool:
         """Whether a claim that got no answer was taken; waits until Prefect can say."""
         state = await self.insist(lambda: self.state_of(run.id))
-        return self._is_ours(state)
+        return self._is_ours(state) and not await self._was_over(run.id, state)
+
+    async def _was_over(self, run_id: UUID, claimed: State | None) -> bool:
+        """Whether a claim took a run that had ended; its end is then restored.
+
+        Prefect lets an ended run become Pending, and a worker that was held up between looking and claiming would run
+        it again. A claim that follows a Scheduled state bears its scheduled time: only without one there is doubt.
+        """
+        if claimed is None or claimed.state_details.scheduled_time is not None:
+            return False
+        states = await self.insist(lambda: self._client.read_flow_run_states(run_id))
+        ends = sorted((state for state in states if state.is_final()), key=lambda state: state.timestamp)
+        if not ends:
+            return False
+        end: State[Any] = State(type=ends[-1].type, name=ends[-1].name, message=ends[-1].message)
+        with contextlib.suppress(ObjectNotFound):
+            await self.insist(lambda: self._client.set_flow_run_state(run_id, end, force=True))
+        _log.warning("worker.claim_undone", extra={"flow_run_id": str(run_id), "state": end.name})
+        return True
 
     def _is_ours(self, state: State | None) -> bool:
         return state is not None and state.is_pending() and protocol.worker_of_claim(state.message) == self._worker
