@@ -50,19 +50,29 @@ def _was_cancelled(evidence: Evidence, task: Task) -> bool:
     return asked or (not task.runs_anyway and any(status in ("failed", "cancelled") for status in upstream))
 
 
+def _is_promised(evidence: Evidence, task: Task) -> bool:
+    """Whether it is cancelled and a client was, or may have been, told that it would be."""
+    asked = any(call.outcome != "no" for call in evidence.calls_for("cancel", task.id))
+    return task.status == "cancelled" and asked
+
+
 def _published(task: Task) -> int | None:
     completed = [attempt.generation for attempt in task.attempts if attempt.outcome == "completed"]
     return completed[-1] if completed else None
 
 
 def one_attempt_is_published(evidence: Evidence) -> Iterator[str]:
-    """A completed task's result and file are those of the one attempt that completed it; others have no result."""
+    """A completed task's result and file are those of the one attempt that completed it; others have no result.
+
+    A cancellation that was accepted counts even if the work turns out to have been done: nothing is published then.
+    """
     for task in evidence.tasks:
         completed = [attempt.generation for attempt in task.attempts if attempt.outcome == "completed"]
-        if len(completed) != (task.status == "completed"):
+        expected = {1} if task.status == "completed" else {0, 1} if _is_promised(evidence, task) else {0}
+        if len(completed) not in expected:
             yield f"{task} is {task.status}, and its attempts {completed} are completed"
             continue
-        if not completed:
+        if task.status != "completed":
             if task.result is not None:
                 yield f"{task} is {task.status}, and has a result"
             continue

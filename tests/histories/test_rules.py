@@ -97,6 +97,15 @@ def work_was_done_when_the_cancellation_came(story: Story) -> None:
     story.ends(task, "completed")
 
 
+def work_was_done_and_its_cancellation_promised(story: Story) -> None:
+    task = story.post(0)
+    story.work(task)
+    story.call("cancel", task=task, code=204)
+    story.ends(task, "completed")
+    story.runs[task, 1] = replace(story.runs[task, 1], type="CANCELLED")
+    story.row(task, status="cancelled", result=None)
+
+
 @pytest.mark.parametrize(
     "tell",
     [
@@ -107,6 +116,7 @@ def work_was_done_when_the_cancellation_came(story: Story) -> None:
         an_answer_is_lost_and_the_post_repeated,
         a_change_is_refused_and_another_accepted,
         work_was_done_when_the_cancellation_came,
+        work_was_done_and_its_cancellation_promised,
         Story.cancelled,
     ],
 )
@@ -403,6 +413,18 @@ def the_file_is_that_of_a_lost_attempt(story: Story) -> None:
 @breaks(rules_rows.one_attempt_is_published)
 def a_cancelled_task_has_a_result(story: Story) -> None:
     story.row(story.cancelled(), result={"output": "x"})
+
+
+@breaks(rules_rows.one_attempt_is_published)
+def completed_work_is_cancelled_by_nobody(story: Story) -> None:
+    story.row(story.done(), status="cancelled", result=None)
+
+
+@breaks(rules_rows.one_attempt_is_published)
+def a_promised_cancellation_publishes_the_result(story: Story) -> None:
+    task = story.done()
+    story.call("cancel", task=task, code=204)
+    story.row(task, status="cancelled")
 
 
 @breaks(rules_rows.work_is_recorded)
