@@ -18,6 +18,7 @@ from api.prefect_graphs import Node, as_events
 from api.prefect_http import PrefectHttp, PrefectRefusedError
 from api.prefect_types import (
     RUNNING,
+    SCHEDULED,
     Deployment,
     FlowRun,
     LogPage,
@@ -83,7 +84,11 @@ class HttpPrefectGateway:
         force: bool = False,
     ) -> StateAnswer | None:
         state = _state(state_type, name, message, scheduled_time, transition_id)
-        data = await self._unless_missing("POST", f"/flow_runs/{run_id}/set_state", {"state": state, "force": force})
+        body = {"state": state, "force": force}
+        # A run that was made ready may be a worker's a moment later; the same request again would take it away from
+        # there, because Prefect compares transition ids with those of the present state only.
+        repeatable = state_type != SCHEDULED
+        data = await self._unless_missing("POST", f"/flow_runs/{run_id}/set_state", body, repeatable=repeatable)
         if data is None:
             return None
         new = RunState.parse(data["state"]) if data.get("state") else None
@@ -203,10 +208,10 @@ class HttpPrefectGateway:
         body = {"task_runs": {"id": {"any_": [str(run_id) for run_id in task_run_ids]}}, "limit": PAGE}
         return {UUID(item["id"]): item["name"] for item in await self._http.post("/task_runs/filter", body)}
 
-    async def _unless_missing(self, method: str, path: str, body: Any = None) -> Any:
+    async def _unless_missing(self, method: str, path: str, body: Any = None, *, repeatable: bool = True) -> Any:
         """The answer, None for 404 (and `{}` for an empty one)."""
         try:
-            answer = await self._http.request(method, path, body=body)
+            answer = await self._http.request(method, path, body=body, repeatable=repeatable)
         except PrefectRefusedError as exc:
             if exc.status == 404:
                 return None

@@ -75,11 +75,18 @@ class PrefectHttp:
         return await self.request("POST", path, body=body)
 
     async def request(
-        self, method: str, path: str, *, body: Any = None, params: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        params: Mapping[str, str] | None = None,
+        repeatable: bool = True,
     ) -> Any:
         """The answer's JSON, None for an empty one.
 
-        Every request is safe to send twice: creates carry an idempotency key, states a transition id.
+        Nearly every request is safe to send twice: creates carry an idempotency key, states a transition id. One that
+        is not `repeatable` is sent again only if it certainly did not arrive.
 
         Raises:
             PrefectUnreachableError: no answer, a server error, or our credentials are not accepted.
@@ -94,13 +101,13 @@ class PrefectHttp:
                 if last or not isinstance(exc, httpx.ConnectError):
                     raise PrefectUnreachableError(f"Prefect at {self.url} does not answer", sent=False) from exc
             except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as exc:
-                if last:
+                if last or not repeatable:
                     raise PrefectUnreachableError("the connection to Prefect broke", sent=True) from exc
             except httpx.HTTPError as exc:
                 raise PrefectUnreachableError(f"Prefect did not answer in {READ_SECONDS:g} s", sent=True) from exc
             else:
                 self.clock.hear(response.headers.get("date"))
-                if last or response.status_code not in _BUSY:
+                if last or not repeatable or response.status_code not in _BUSY:
                     return _read(response)
             await asyncio.sleep(FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1.0))  # noqa: S311
         raise AssertionError("the last try returns or raises")

@@ -159,7 +159,11 @@ class Priorities:
         return Move.MOVED
 
     async def _refuse(self, task: LiveTask) -> Move:
+        """A worker has the run; unless somebody else has moved the task meanwhile, and the run is gone for that."""
         async with self._sessions.begin() as session:
+            now = await live_store.lock(session, task.id)
+            if now is not None and now.generation != task.generation:
+                return Move.NOTHING
             await live_store.forget_move(session, task.id, generation=task.generation)
         return Move.REFUSED
 

@@ -127,21 +127,21 @@ async def test_a_kill_while_tasks_are_released_or_cancelled_finishes_both(bench:
 async def test_kills_at_random_moments(bench: FaultBench) -> None:
     """Posts, moves and cancels, and a kill somewhere among them; each seed replays."""
     cancelled: set[str] = set()
-    marks: list[str] = []
+    priorities: dict[str, int] = {}
     async with bench.hand(seconds=0.02) as hand:
         for seed in SEEDS:
             print(f"seed {seed}")
             dice = random.Random(seed)  # noqa: S311
             async with bench.api() as api:
-                batch = [new_mark() for _ in range(6)]
-                work = [asyncio.create_task(_a_life(bench, api, dice, mark, cancelled)) for mark in batch]
+                wanted = {new_mark(): dice.randint(1, 10) for _ in range(6)}
+                work = [asyncio.create_task(_a_life(api, dice, *each, cancelled)) for each in wanted.items()]
                 await asyncio.sleep(dice.uniform(0.1, 0.7))
                 api.kill()
                 await asyncio.gather(*work, return_exceptions=True)
-            marks += batch
+            priorities |= wanted
         async with bench.api() as api:
-            for mark in marks:
-                answer = await api.post(mark, key=mark)
+            for mark, priority in priorities.items():
+                answer = await api.post(mark, key=mark, priority=priority)
                 assert answer.status_code in (200, 201), answer.text
                 task = await api.reaches(answer.json()["id"], *FINAL)
                 if task["id"] in cancelled:
@@ -154,10 +154,10 @@ async def test_kills_at_random_moments(bench: FaultBench) -> None:
     await bench.nothing_is_live([str(row["id"]) for row in await bench.sql("SELECT id FROM task")])
 
 
-async def _a_life(bench: FaultBench, api: ApiProcess, dice: random.Random, mark: str, cancelled: set[str]) -> None:
+async def _a_life(api: ApiProcess, dice: random.Random, mark: str, priority: int, cancelled: set[str]) -> None:
     """One task's requests, until the API is gone."""
     await asyncio.sleep(dice.uniform(0, 0.4))
-    task_id = await api.accepted(mark, key=mark, priority=dice.randint(1, 10))
+    task_id = await api.accepted(mark, key=mark, priority=priority)
     await asyncio.sleep(dice.uniform(0, 0.2))
     if dice.random() < 0.4:
         await api.patch(task_id, dice.randint(1, 10))

@@ -7,11 +7,13 @@ import random
 import signal
 from collections.abc import AsyncIterator
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
 import pytest_asyncio
 
+from api.transitions import MOVE, transition_id
 from tests.support.core_bench import write_template
 from tests.support.fault_bench import FINAL, ApiProcess, FaultBench, new_mark
 from tests.support.waiting import wait_until
@@ -123,6 +125,53 @@ async def test_answers_of_prefect_that_are_lost_make_no_twin(bench: FaultBench, 
     for task_id in ids:
         assert len(await bench.prefect.all_runs(task_id)) == 1
     assert all(fault.hits > 0 for fault in lossy)
+
+
+async def test_a_release_whose_answer_is_lost_takes_no_run_from_the_worker_that_has_it(
+    bench: FaultBench, api: ApiProcess
+) -> None:
+    prefect, first = bench.prefect, await api.accepted()
+    dependent = await api.accepted(depends_on=[first])
+    first_run, run = await api.run_of(first), await api.run_of(dependent)
+    unheard = bench.way.hold_reply(b"/set_state", str(transition_id(UUID(run), "released")).encode())
+    postponed = api.events("dispatch_postponed")
+    await prefect.start(first_run)
+    await prefect.complete(first_run)
+    await unheard.reached.wait()
+    await prefect.start(run)
+    await bench.way.break_connections()  # the answer is lost with them
+
+    def noticed() -> bool:
+        return api.events("dispatch_postponed") > postponed or unheard.hits > 1
+
+    await wait_until(noticed, description="the dispatcher knows that it has no answer")
+    bench.heal()
+    await api.reaches(dependent, "running")
+    await prefect.complete(run)
+    await api.reaches(dependent, "completed")
+    states = (await prefect.http.get("/flow_run_states/", params={"flow_run_id": run})).json()
+    assert [state["type"] for state in sorted(states, key=lambda state: state["timestamp"])][-3:] == [
+        "PENDING",
+        "RUNNING",
+        "COMPLETED",
+    ]
+
+
+async def test_a_move_that_the_leader_finishes_meanwhile_is_no_conflict(bench: FaultBench, api: ApiProcess) -> None:
+    task_id = await api.accepted(priority=3)
+    run = await api.run_of(task_id)
+    slow = bench.way.hold_reply(b"/set_state", str(transition_id(UUID(run), MOVE)).encode(), times=1)
+    moving = asyncio.create_task(api.patch(task_id, 9))
+    await slow.reached.wait()
+
+    async def moved() -> bool:
+        return (await api.get(task_id))["priority"] == 9 and await bench.prefect.run(run) is None
+
+    await wait_until(moved, description="the leader has moved the task in its place")
+    slow.release()
+    assert (await moving).status_code == 200
+    async with bench.hand() as hand:
+        await completed_once(bench, api, [task_id], hand.ran)
 
 
 async def test_without_events_or_with_a_broken_stream_everything_arrives(bench: FaultBench, api: ApiProcess) -> None:
