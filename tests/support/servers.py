@@ -107,5 +107,5 @@ def prefect_server(server: embedded.EmbeddedPostgres, database_url: str | None =
                     return httpx.get(f"http://127.0.0.1:{port}/api/ready", timeout=2).status_code == 200
                 return False
 
-            wait_until_sync(ready, timeout=90, description=f"Prefect server ready; log: {home / 'prefect.log'}")
+            wait_until_sync(ready, timeout=160, description=f"Prefect server ready; log: {home / 'prefect.log'}")
             yield f"http://127.0.0.1:{port}/api"
