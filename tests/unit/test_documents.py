@@ -56,7 +56,7 @@ def test_tests_that_are_named_exist(document: Path) -> None:
 def test_every_row_of_the_fault_matrix_that_is_promised_is_listed() -> None:
     listed = re.findall(r"^\| F(\d+) \|.*`tests/|^\| F(\d+) \|.*the same test", _faults(), flags=re.M)
     numbers = {int(one or other) for one, other in listed}
-    assert numbers >= {*range(1, 8), 9, 10, *range(13, 24), 25, *range(35, 39), 41}
+    assert numbers >= {*range(1, 8), 9, 10, *range(13, 26), *range(35, 39), 41}
 
 
 def _faults() -> str:
