@@ -14,10 +14,10 @@ from uuid import UUID
 
 from sqlalchemy import Table
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from ai_task_orchestra.library import TemplateLibrary
 from ai_task_orchestra.protocol import priority_of_queue
+from api.database import Sessions
 from api.gateway import PrefectGateway
 from api.models import Phase, TaskRecord
 from api.pools import Pools
@@ -37,7 +37,7 @@ class Adoption:
 
     def __init__(
         self,
-        sessions: async_sessionmaker[AsyncSession],
+        sessions: Sessions,
         gateway: PrefectGateway,
         library: TemplateLibrary,
         pools: Pools,

@@ -16,10 +16,10 @@ from typing import Final
 from uuid import UUID
 
 from sqlalchemy import func
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from ai_task_orchestra.errors import ConflictError, DispatchError, NotFoundError, UnreachableError
 from api import live_store
+from api.database import Sessions
 from api.gateway import PrefectGateway
 from api.live_store import LiveTask
 from api.mirror import Mirror
@@ -38,9 +38,7 @@ FORCED_MESSAGE: Final = f"Cancelled through the API; its worker did not confirm 
 class Cancellation:
     """Records the wish to cancel, and pursues it."""
 
-    def __init__(
-        self, sessions: async_sessionmaker[AsyncSession], gateway: PrefectGateway, mirror: Mirror, wake: Wake
-    ) -> None:
+    def __init__(self, sessions: Sessions, gateway: PrefectGateway, mirror: Mirror, wake: Wake) -> None:
         self._sessions, self._gateway, self._mirror, self._wake = sessions, gateway, mirror, wake
 
     async def request(self, task_id: UUID) -> None:

@@ -8,11 +8,10 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, TypeVar
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-
 from ai_task_orchestra.errors import DispatchError
 from api import live_store
 from api.cancellation import FORCE_SECONDS, MESSAGE, Cancellation
+from api.database import Sessions
 from api.dispatch_store import DispatchStore
 from api.gateway import PrefectGateway
 from api.prefect_types import CANCELLED, CANCELLING, FINAL_STATES
@@ -31,7 +30,7 @@ class Chores:
 
     def __init__(
         self,
-        sessions: async_sessionmaker[AsyncSession],
+        sessions: Sessions,
         gateway: PrefectGateway,
         cancellation: Cancellation,
         priorities: Priorities,

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-
 from ai_task_orchestra.errors import ConfigurationError
 from ai_task_orchestra.library import TemplateLibrary
 from ai_task_orchestra.settings import Settings
@@ -21,7 +19,7 @@ from api.batch_service import BatchService
 from api.batch_store import BatchStore
 from api.cancellation import Cancellation
 from api.chores import Chores
-from api.database import dispose, open_engine, sessions_of
+from api.database import Sessions, dispose, open_engine, sessions_of
 from api.dispatcher import Dispatcher
 from api.gateway import PrefectGateway
 from api.graphs import Graphs
@@ -54,7 +52,7 @@ class Core:
 
     service: TaskService
     batches: BatchService
-    sessions: async_sessionmaker[AsyncSession]
+    sessions: Sessions
 
 
 @contextlib.asynccontextmanager
@@ -104,7 +102,7 @@ class Parts:
     Requests and background work have a pool each: a burst of requests must not keep tasks from being dispatched.
     """
 
-    sessions: async_sessionmaker[AsyncSession]
+    sessions: Sessions
     gateway: PrefectGateway
     wake: Wake
     pools: Pools
@@ -121,7 +119,7 @@ class Parts:
         cls,
         settings: Settings,
         library: TemplateLibrary,
-        sessions: async_sessionmaker[AsyncSession],
+        sessions: Sessions,
         gateway: PrefectGateway,
         wake: Wake,
         pools: Pools,

@@ -9,8 +9,8 @@ from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import Table, case, func, select, text, update
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
+from api.database import Sessions
 from api.models import DisposalRecord, Phase, TaskRecord
 
 TASK: Final[Table] = TaskRecord.__table__  # type: ignore[attr-defined]
@@ -104,14 +104,14 @@ class Order:
 class DispatchStore:
     """The dispatcher's to-do list."""
 
-    def __init__(self, sessions: async_sessionmaker[AsyncSession]) -> None:
+    def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
 
     async def next(self, pools: Collection[str], *, window: int, limit: int, busy: Collection[UUID]) -> list[Candidate]:
         """The next `limit` rows to see to, the most urgent first; not those in `busy`."""
         found: list[Candidate] = []
         fetch = limit + len(busy)
-        async with self._sessions() as session:
+        async with self._sessions.single() as session:
             for statement in (_RUNNABLE, _WAITING_FOR_OTHERS):
                 for pool in pools:
                     rows = await session.execute(statement, {"pool": pool, "window": window, "fetch": fetch})
@@ -169,13 +169,13 @@ class DispatchStore:
 
     async def pools(self) -> list[str]:
         """Where unfinished tasks wait."""
-        async with self._sessions() as session:
+        async with self._sessions.single() as session:
             statement = select(TASK.c.work_pool).where(TASK.c.status.in_(("queued", "running"))).distinct()
             return list(await session.scalars(statement))
 
     async def cancelling(self) -> list[UUID]:
         """Tasks that are to be cancelled and are not yet, the longest waiting first."""
-        async with self._sessions() as session:
+        async with self._sessions.single() as session:
             statement = select(TASK.c.id).where(
                 TASK.c.cancel_requested_at.is_not(None), TASK.c.status.in_(("queued", "running"))
             )
@@ -183,14 +183,14 @@ class DispatchStore:
 
     async def moving(self) -> list[UUID]:
         """Tasks that wish to be moved."""
-        async with self._sessions() as session:
+        async with self._sessions.single() as session:
             statement = select(TASK.c.id).where(TASK.c.move_to.is_not(None)).order_by(TASK.c.seq).limit(CHORES)
             return list(await session.scalars(statement))
 
     async def disposals(self, *, overdue_seconds: float) -> list[tuple[UUID, str, bool]]:
         """(flow run, action, whether it is overdue) of runs that have to go."""
         overdue = DISPOSAL.c.created_at < func.now() - timedelta(seconds=overdue_seconds)
-        async with self._sessions() as session:
+        async with self._sessions.single() as session:
             statement = select(DISPOSAL.c.flow_run_id, DISPOSAL.c.action, overdue.label("overdue"))
             rows = await session.execute(statement.order_by(DISPOSAL.c.created_at).limit(CHORES))
             return [(row.flow_run_id, row.action, row.overdue) for row in rows]

@@ -22,7 +22,6 @@ from typing import Final
 from uuid import UUID
 
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from ai_task_orchestra import protocol
 from ai_task_orchestra.errors import DispatchError, UnreachableError
@@ -30,7 +29,7 @@ from ai_task_orchestra.settings import Settings
 from api import live_store
 from api.cancellation import Cancellation
 from api.claims import Claim, claim
-from api.database import raise_if_cancelled
+from api.database import Sessions, raise_if_cancelled
 from api.deployments import Deployments
 from api.dispatch_store import Candidate, DispatchStore, Order
 from api.gateway import PrefectGateway
@@ -69,7 +68,7 @@ class Dispatcher:
     def __init__(
         self,
         settings: Settings,
-        sessions: async_sessionmaker[AsyncSession],
+        sessions: Sessions,
         gateway: PrefectGateway,
         mirror: Mirror,
         cancellation: Cancellation,

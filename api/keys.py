@@ -15,13 +15,12 @@ from typing import Final
 
 from sqlalchemy import ColumnElement, String, cast, func, or_, select
 from sqlalchemy.exc import ProgrammingError
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlmodel import col
 
 from ai_task_orchestra import api_keys
 from ai_task_orchestra.errors import ConfigurationError, NotFoundError, UnreachableError
 from api.auth import DEFAULT_TENANT, READ, WRITE, Identity
-from api.database import open_engine, sessions_of
+from api.database import Sessions, open_engine, sessions_of
 from api.errors import STORAGE_ERRORS
 from api.models import ApiKeyRecord
 
@@ -60,7 +59,7 @@ class StoredKey:
 class ApiKeyStore:
     """The only SQL about API keys."""
 
-    def __init__(self, sessions: async_sessionmaker[AsyncSession]) -> None:
+    def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
 
     async def create(
@@ -94,7 +93,7 @@ class ApiKeyStore:
 
     async def list(self) -> builtins.list[StoredKey]:
         """All keys ever made, oldest first."""
-        async with self._sessions() as session:
+        async with self._sessions.single() as session:
             records = await session.scalars(
                 select(ApiKeyRecord).order_by(col(ApiKeyRecord.created_at), col(ApiKeyRecord.id))
             )
@@ -134,7 +133,7 @@ class ApiKeyStore:
 
     async def count_usable(self) -> int:
         """How many stored keys would open the API now."""
-        async with self._sessions() as session:
+        async with self._sessions.single() as session:
             counted = select(func.count()).select_from(ApiKeyRecord).where(*_usable(datetime.now(UTC)))
             return await session.scalar(counted) or 0
 

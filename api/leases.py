@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-
 from api import live_store
+from api.database import Sessions
 from api.gateway import PrefectGateway
 from api.mirror import Mirror
 from api.pools import Pools
@@ -54,7 +53,7 @@ class Leases:
 
     def __init__(
         self,
-        sessions: async_sessionmaker[AsyncSession],
+        sessions: Sessions,
         gateway: PrefectGateway,
         mirror: Mirror,
         pools: Pools,
@@ -78,7 +77,7 @@ class Leases:
         lost = self._book.look(workers)
         if not lost:
             return
-        async with self._sessions() as session:
+        async with self._sessions.single() as session:
             tasks = await live_store.tasks_of_workers(session, lost)
         for task_id, run_id, worker in tasks:
             await self._take_away(task_id, run_id, worker)

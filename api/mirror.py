@@ -15,12 +15,12 @@ from uuid import UUID
 
 from sqlalchemy import func
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, StatementError
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from ai_task_orchestra.protocol import task_of_run
 from api import live_store
 from api.adoption import Adoption
-from api.database import is_away
+from api.database import Sessions, is_away
 from api.gateway import PAGE, PrefectGateway
 from api.live_store import LiveTask
 from api.models import Phase
@@ -49,7 +49,7 @@ class Mirror:
 
     def __init__(
         self,
-        sessions: async_sessionmaker[AsyncSession],
+        sessions: Sessions,
         gateway: PrefectGateway,
         adoption: Adoption,
         wake: Wake,
@@ -101,7 +101,7 @@ class Mirror:
 
     async def known_states(self, run_ids: Collection[UUID]) -> dict[UUID, UUID | None]:
         """The state in which each of `run_ids` was last mirrored; only runs that are a task's present one."""
-        async with self._sessions() as session:
+        async with self._sessions.single() as session:
             return await live_store.mirrored_states(session, run_ids)
 
     async def apply(self, run: FlowRun, report: Report | None = None) -> None:
@@ -136,7 +136,7 @@ class Mirror:
         wanted. But if its deployment is gone as well (a template was removed and deployed again, or Prefect's
         database was replaced), nobody meant this task, and it gets a new flow run.
         """
-        async with self._sessions() as session:
+        async with self._sessions.single() as session:
             task_id = await live_store.task_of_flow_run(session, run_id)
             task = await live_store.read(session, task_id) if task_id else None
         if task is None or task.is_final or await self._gateway.runs([run_id]):

@@ -11,9 +11,8 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-
 from api import live_store
+from api.database import Sessions
 from api.gateway import PAGE, PrefectGateway
 from api.mirror import Mirror
 from api.pools import Pools
@@ -28,9 +27,7 @@ FIRST_LOOK_BACK_SECONDS: Final = 900.0
 class Polling:
     """The regular looks. How long ago the last one was is by our clock, since when to look by Prefect's."""
 
-    def __init__(
-        self, sessions: async_sessionmaker[AsyncSession], gateway: PrefectGateway, mirror: Mirror, pools: Pools
-    ) -> None:
+    def __init__(self, sessions: Sessions, gateway: PrefectGateway, mirror: Mirror, pools: Pools) -> None:
         self._sessions, self._gateway, self._mirror, self._pools = sessions, gateway, mirror, pools
         self._looked_for_ended = self._looked_for_made = time.monotonic() - FIRST_LOOK_BACK_SECONDS
 
@@ -85,7 +82,7 @@ class Polling:
     async def _tasks_runs(self, *, running_only: bool) -> AsyncIterator[list[UUID]]:
         after = 0
         while True:
-            async with self._sessions() as session:
+            async with self._sessions.single() as session:
                 page = await live_store.live_runs(session, after=after, limit=PAGE, running_only=running_only)
             if not page:
                 return

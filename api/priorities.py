@@ -21,11 +21,10 @@ import time
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-
 from ai_task_orchestra.errors import ConflictError, DispatchError, NotFoundError, UnreachableError
 from api import live_store
 from api.claims import Claim, claim
+from api.database import Sessions
 from api.gateway import PrefectGateway
 from api.live_store import LiveTask
 from api.mirror import Mirror
@@ -59,9 +58,7 @@ class Move(enum.Enum):
 class Priorities:
     """Moves queued tasks between priorities."""
 
-    def __init__(
-        self, sessions: async_sessionmaker[AsyncSession], gateway: PrefectGateway, mirror: Mirror, wake: Wake
-    ) -> None:
+    def __init__(self, sessions: Sessions, gateway: PrefectGateway, mirror: Mirror, wake: Wake) -> None:
         self._sessions, self._gateway, self._mirror, self._wake = sessions, gateway, mirror, wake
 
     async def change(self, task_id: UUID, priority: int) -> None:
@@ -95,7 +92,7 @@ class Priorities:
         Raises:
             UnreachableError, DispatchError: Prefect did not take it; to be repeated.
         """
-        async with self._sessions() as session:
+        async with self._sessions.single() as session:
             task = await live_store.read(session, task_id)
         if task is None or task.is_final or task.move_to is None:
             return Move.NOTHING
@@ -174,7 +171,7 @@ class Priorities:
 
     async def _has(self, task_id: UUID, priority: int) -> bool:
         """Whether the task got this priority, or one that somebody else wished for after us."""
-        async with self._sessions() as session:
+        async with self._sessions.single() as session:
             task = await live_store.read(session, task_id)
         return task is not None and task.status == "queued" and (task.priority == priority or task.move_to is not None)
 
@@ -182,7 +179,7 @@ class Priorities:
         """Wait for the new flow run; not long, since it may be none of the most urgent ones."""
         deadline = time.monotonic() + ARRIVAL_SECONDS
         while time.monotonic() < deadline:
-            async with self._sessions() as session:
+            async with self._sessions.single() as session:
                 task = await live_store.read(session, task_id)
             if task is None or task.phase not in (Phase.WAITING, Phase.CREATING):
                 return

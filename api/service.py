@@ -9,12 +9,12 @@ from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from ai_task_orchestra.errors import ConflictError, NotFoundError, UnknownDependencyError
 from ai_task_orchestra.settings import Settings
 from api import plain_data
 from api.cancellation import Cancellation
+from api.database import Sessions
 from api.gateway import PAGE, PrefectGateway
 from api.priorities import Priorities
 from api.task_store import Acceptance, TaskStore, columns_of
@@ -37,7 +37,7 @@ class TaskService:
     def __init__(
         self,
         settings: Settings,
-        sessions: async_sessionmaker[AsyncSession],
+        sessions: Sessions,
         store: TaskStore,
         gateway: PrefectGateway,
         cancellation: Cancellation,
@@ -146,7 +146,7 @@ class TaskService:
 
     async def _database_problem(self) -> str | None:
         try:
-            async with asyncio.timeout(READY_SECONDS), self._sessions() as session:
+            async with asyncio.timeout(READY_SECONDS), self._sessions.single() as session:
                 if await session.scalar(text("SELECT to_regclass('task')")) is None:
                     return "the tables are missing; run `python -m api.migrate`"
         except (SQLAlchemyError, OSError, TimeoutError) as exc:

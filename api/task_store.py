@@ -10,10 +10,11 @@ from typing import Any, Final, TypeAlias
 from sqlalchemy import ColumnElement, Row, Select, Table, func, literal, select, text, union_all
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from ai_task_orchestra.errors import IdempotencyBusyError, IdempotencyMismatchError
 from api import upstream
+from api.database import Sessions
 from api.models import FINAL, LIVE, AttemptRecord, DependencyRecord, TaskRecord
 from api.views import AttemptView, NewTask, Submission, TaskView
 from api.wake import Wake
@@ -52,6 +53,8 @@ _DETAIL: Final = (
     TASK.c.name,
 )
 _NEWEST: Final = (TASK.c.created_at.desc(), TASK.c.id.desc())
+# Compiled once; of a new row only the database knows when it was created.
+_PLAIN_INSERT: Final = insert(TASK).returning(TASK.c.created_at)
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def columns_of(new: NewTask, default_pool: str) -> dict[str, Any]:
 class TaskStore:
     """Accepts, shows and lists tasks. `ui_url` is where Prefect's UI answers."""
 
-    def __init__(self, sessions: async_sessionmaker[AsyncSession], wake: Wake, ui_url: str) -> None:
+    def __init__(self, sessions: Sessions, wake: Wake, ui_url: str) -> None:
         self._sessions, self._wake, self._ui_url = sessions, wake, ui_url.rstrip("/")
 
     async def accept(self, new: Acceptance) -> Submission:
@@ -94,6 +97,8 @@ class TaskStore:
             UnknownDependencyError, DependencyFailedError: a dependency does not exist, or can't complete any more.
             IdempotencyMismatchError, IdempotencyBusyError: the key was used for another body, or is being used.
         """
+        if new.idempotency_key is None and not new.upstream:
+            return Submission(await self._accept_plain(new), True)
         if new.idempotency_key is not None and (known := await self._replay(new)):
             return known
         try:
@@ -114,7 +119,7 @@ class TaskStore:
 
     async def get(self, task_id: uuid.UUID, tenant: str) -> TaskView | None:
         """Everything about a task."""
-        async with self._sessions() as session:
+        async with self._sessions.single() as session:
             row = (await session.execute(_one(task_id, tenant))).one_or_none()
             if row is None:
                 return None
@@ -132,7 +137,7 @@ class TaskStore:
         wanted += [TASK.c.template == template] if template is not None else []
         page = select(*_SUMMARY).where(*wanted).order_by(*_NEWEST).limit(limit).offset(offset)
         count = select(func.count()).select_from(TASK).where(*wanted)
-        async with self._sessions() as session:
+        async with self._sessions.single() as session:
             rows = list(await session.execute(page))
             total = len(rows) + offset if len(rows) < limit and (rows or not offset) else await session.scalar(count)
             return [self.view(row) for row in rows], total or 0
@@ -148,7 +153,7 @@ class TaskStore:
             for number, status in enumerate(STATUSES)
         ]
         found: dict[str, list[TaskView]] = {status: [] for status in STATUSES}
-        async with self._sessions() as session:
+        async with self._sessions.single() as session:
             for row in await session.execute(union_all(*(select(group) for group in groups))):
                 found[row.status].append(self.view(row))
         for views in found.values():  # UNION ALL promises no order
@@ -157,12 +162,38 @@ class TaskStore:
 
     async def flow_runs(self, task_id: uuid.UUID, tenant: str) -> list[uuid.UUID] | None:
         """The flow runs of a task's attempts, the present one included; None: no such task."""
-        async with self._sessions() as session:
+        async with self._sessions.single() as session:
             row = (await session.execute(_one(task_id, tenant))).one_or_none()
             if row is None:
                 return None
             runs = set(await session.scalars(select(ATTEMPT.c.flow_run_id).where(ATTEMPT.c.task_id == task_id)))
             return list(runs | ({row.flow_run_id} if row.flow_run_id else set()))
+
+    async def _accept_plain(self, new: Acceptance) -> TaskView:
+        """A task that waits for nothing and has no key is one statement, and that a transaction of its own."""
+        columns = new.columns | {"id": uuid.uuid4(), "tenant": new.tenant}
+        async with self._sessions.single() as session:
+            created_at = (await session.execute(_PLAIN_INSERT, columns)).scalar_one()
+            await self._wake.announce(session)
+        self._wake.dispatch()
+        return TaskView(
+            id=str(columns["id"]),
+            status="queued",
+            priority=columns["priority"],
+            created_at=created_at,
+            started_at=None,
+            completed_at=None,
+            template=columns["template"],
+            parameters=columns["parameters"],
+            depends_on=[],
+            on_dependency_failure=columns["on_dependency_failure"],
+            result=None,
+            error=None,
+            resource_usage=None,
+            attempts=[],
+            flow_run_id=None,
+            flow_run_url=None,
+        )
 
     async def _insert(self, session: AsyncSession, new: Acceptance) -> AnyRow | None:
         """None: another request with this key was first."""
@@ -192,7 +223,7 @@ class TaskStore:
         known = select(*_DETAIL, TASK.c.body_hash).where(
             TASK.c.tenant == new.tenant, TASK.c.idempotency_key == new.idempotency_key
         )
-        async with self._sessions() as session:
+        async with self._sessions.single() as session:
             row = (await session.execute(known)).one_or_none()
         if row is None:
             return None
