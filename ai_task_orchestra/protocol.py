@@ -5,7 +5,8 @@ Neither side imports the other; names of queues, states, tags, labels and artifa
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, NotRequired, TypedDict
+from collections.abc import Mapping
+from typing import Any, Final, Literal, NotRequired, Protocol, TypedDict, runtime_checkable
 from uuid import UUID, uuid5
 
 PRIORITIES: Final = range(1, 11)
@@ -46,6 +47,9 @@ GROUP_FLOW: Final = "Batch"
 # The artifact type under which an attempt reports how it went; its data is an `AttemptReport`.
 REPORT_ARTIFACT_TYPE: Final = "orchestra-report"
 REPORT_ARTIFACT_DESCRIPTION: Final = "Report: result and resource usage as JSON"
+# A report of at most this size travels in the data of the run's final state, of which Prefect makes that same artifact;
+# a larger one is sent by itself, since whoever lists flow runs gets their states' data.
+MAX_REPORT_IN_STATE_BYTES: Final = 16 * 1024
 # Description of the markdown artifact that shows the answer to people.
 ANSWER_ARTIFACT_DESCRIPTION: Final = "Answer"
 
@@ -168,3 +172,20 @@ class AttemptReport(TypedDict):
     retryable: NotRequired[bool]
     step_retry: NotRequired[StepRetry]
     resource_usage: NotRequired[dict[str, Any]]
+
+
+def report_in_state(data: Any) -> Mapping[str, Any] | None:
+    """The report in the data of a flow run's state, if it is one."""
+    is_report = isinstance(data, Mapping) and "task_id" in data and "generation" in data
+    return data if is_report else None
+
+
+@runtime_checkable
+class ReportCarrier(Protocol):
+    """A Prefect client that takes a run's report along with its final state, as our worker's children have."""
+
+    def carry_report(self, report: Mapping[str, Any]) -> None:
+        """Send the report together with the final state of the run that is being executed."""
+
+    def create_artifact_beside(self, artifact: Any) -> None:
+        """Create an artifact (Prefect's `ArtifactCreate`) without being waited for."""

@@ -75,8 +75,8 @@ class Mirror:
         listed = list(runs)
         known = await self.known_states([run.id for run in listed])
         news = [await self._as_it_ended(run) for run in listed if known.get(run.id) != run.state.id]
-        ended = [run.id for run in news if run.state.type in FINAL_STATES]
-        reports: dict[UUID, Report] = {}
+        reports: dict[UUID, Report] = {run.id: run.report for run in news if run.report is not None}
+        ended = [run.id for run in news if run.state.type in FINAL_STATES and run.id not in reports]
         for start in range(0, len(ended), PAGE):
             reports |= await self._gateway.reports(ended[start : start + PAGE])
         for run in news:

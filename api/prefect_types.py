@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
-from ai_task_orchestra.protocol import STATE_HELD, worker_of_claim, worker_of_run
+from ai_task_orchestra.protocol import STATE_HELD, report_in_state, worker_of_claim, worker_of_run
 
 SCHEDULED: Final = "SCHEDULED"
 PENDING: Final = "PENDING"
@@ -74,10 +74,12 @@ class FlowRun:
     labels: Mapping[str, Any]
     auto_scheduled: bool
     infrastructure_pid: str | None = None
+    #: What its final state carries of the attempt, if that is small.
+    report: Mapping[str, Any] | None = None
 
     @property
     def worker(self) -> str | None:
-        """The worker of ours that runs it, or has claimed it."""
+        """The worker of ours that runs it, or has claimed it: its states say so before the run itself does."""
         claimed_by = worker_of_claim(self.state.message) if self.state.type in (PENDING, RUNNING) else None
         return worker_of_run(self.infrastructure_pid) or claimed_by
 
@@ -107,6 +109,7 @@ class FlowRun:
             labels=dict(data.get("labels") or {}),
             auto_scheduled=bool(data.get("auto_scheduled")),
             infrastructure_pid=data.get("infrastructure_pid"),
+            report=report_in_state(data["state"].get("data")),
         )
 
 

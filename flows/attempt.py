@@ -41,7 +41,7 @@ from ai_task_orchestra.settings import Settings
 from ai_task_orchestra.step_types import kind_of
 from ai_task_orchestra.template import TemplateSpec
 from flows.fence import Fence
-from flows.report import bounded_message, error_report, storable, write_artifacts
+from flows.report import bounded_message, error_report, hand_in, storable
 from flows.step_task import CompiledStep, Deadline, Log, StepRun, retry_as_attempt
 from flows.steps.base import StepContext
 from flows.usage import ResourceUsage
@@ -193,7 +193,7 @@ class Attempt:
             if isinstance(error, StepError) and (retry := self._retries.get(error.step or "")):
                 report["step_retry"] = retry
         try:
-            await write_artifacts(get_client(), flow_run.id, report)
+            await hand_in(get_client(), flow_run.id, report)
         except* Exception:
             log.error("report_not_stored", exc_info=True)
             error = error or InternalStepError("Prefect did not store the task's result")

@@ -20,10 +20,12 @@ from prefect.client.schemas.actions import ArtifactCreate
 from ai_task_orchestra.errors import OrchestraError, StepError
 from ai_task_orchestra.protocol import (
     ANSWER_ARTIFACT_DESCRIPTION,
+    MAX_REPORT_IN_STATE_BYTES,
     REPORT_ARTIFACT_DESCRIPTION,
     REPORT_ARTIFACT_TYPE,
     AttemptReport,
     ErrorReport,
+    ReportCarrier,
 )
 
 MAX_MESSAGE_CHARACTERS: Final = 2000
@@ -89,29 +91,39 @@ def answer_markdown(result: Mapping[str, Any], usage: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) or "(no result)"
 
 
-async def write_artifacts(client: PrefectClient, flow_run_id: UUID, report: AttemptReport) -> None:
-    """Write the report and, for a task that succeeded, the answer.
+async def hand_in(client: PrefectClient, flow_run_id: UUID, report: AttemptReport) -> None:
+    """Store the report and, for a task with a result, the answer for people.
+
+    Our worker's client takes a small report along with the final state, and does not keep the run waiting for the
+    answer; otherwise both are in Prefect when this returns.
 
     Raises:
         httpx.HTTPError: Prefect did not take them.
     """
-    artifacts = [
-        ArtifactCreate(
-            type=REPORT_ARTIFACT_TYPE,
-            description=REPORT_ARTIFACT_DESCRIPTION,
-            data=dict(report),
-            flow_run_id=flow_run_id,
-        )
-    ]
-    if "result" in report:
-        text = answer_markdown(report["result"], report.get("resource_usage", {}))
-        answer = ArtifactCreate(
-            type="markdown", description=ANSWER_ARTIFACT_DESCRIPTION, data=text, flow_run_id=flow_run_id
-        )
-        artifacts.insert(0, answer)
+    answer = _answer(flow_run_id, report)
+    if isinstance(client, ReportCarrier) and _size(report) <= MAX_REPORT_IN_STATE_BYTES:
+        client.carry_report(report)
+        if answer:
+            client.create_artifact_beside(answer)
+        return
+    whole = ArtifactCreate(
+        type=REPORT_ARTIFACT_TYPE, description=REPORT_ARTIFACT_DESCRIPTION, data=dict(report), flow_run_id=flow_run_id
+    )
     async with asyncio.TaskGroup() as group:
-        for artifact in artifacts:
+        for artifact in [answer, whole] if answer else [whole]:
             group.create_task(client.create_artifact(artifact))
+
+
+def _answer(flow_run_id: UUID, report: AttemptReport) -> ArtifactCreate | None:
+    result = report.get("result")
+    if not result:  # nothing that people could look at
+        return None
+    text = answer_markdown(result, report.get("resource_usage", {}))
+    return ArtifactCreate(type="markdown", description=ANSWER_ARTIFACT_DESCRIPTION, data=text, flow_run_id=flow_run_id)
+
+
+def _size(report: AttemptReport) -> int:
+    return len(json.dumps(report))
 
 
 def _fenced(value: Any) -> str:

@@ -18,6 +18,9 @@ from ai_task_orchestra.errors import OrchestraError
 
 Message = dict[str, Any]
 
+# A message of a child that is no report of its run: log lines and events for Prefect.
+RELAYED: Final = "relay"
+
 _HEADER: Final = struct.Struct(">I")
 # Far above the largest flow run (parameters are limited to 512 KiB); a larger length is no length but garbage.
 MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Final, Self
 
+from ai_task_orchestra.worker.child_link import Message
 from ai_task_orchestra.worker.process_tree import adopt_orphans, children_of, kill_tree
 from ai_task_orchestra.worker.template_client import Child, TemplateClient, TemplateProcessError
 from ai_task_orchestra.worker.template_folder import TemplateFolder
@@ -39,13 +40,18 @@ class ChildPool:
         parked: int,
         folder: TemplateFolder,
         on_ready: Callable[[], None],
+        on_relay: Callable[[Message], None],
     ) -> None:
-        """`parked`: how many children wait. `on_ready`: called for each that has become ready."""
+        """`parked`: how many children wait. `on_ready`: called for each that has become ready.
+
+        `on_relay`: gets what children pass on besides their reports.
+        """
         self._catalog = catalog
         self._environment = environment
         self._target = parked
         self._folder = folder
         self._on_ready = on_ready
+        self._on_relay = on_relay
         self._parked: deque[Child] = deque()
         self._starting: set[Child] = set()
         self._current: TemplateClient | None = None
@@ -153,7 +159,7 @@ class ChildPool:
         renewals = self._renewals
         began = time.monotonic()
         try:
-            template = await TemplateClient.start(self._catalog, self._environment)
+            template = await TemplateClient.start(self._catalog, self._environment, self._on_relay)
         except (TemplateProcessError, OSError) as exc:
             _log.error("worker.template_process_failed", extra={"error": str(exc)})
             self._failed()

@@ -149,16 +149,16 @@ class Execution:
         """What the child is told: the run, and which flow of the catalog it is."""
         if self.run.deployment_id is None:
             raise _UnusableRunError("this worker runs deployments only, and the run belongs to none")
-        entrypoint = await self._around.gateway.entrypoint(self.run.deployment_id)
+        deployment = await self._around.gateway.deployment(self.run.deployment_id)
         order: Message = {"op": "run", "flow_run": self.run.flow_run}
-        name = catalog_flow(entrypoint or "", self._around.catalog)
+        name = catalog_flow(deployment.entrypoint or "", self._around.catalog)
         if name is None:
             return order | {"scratch": str(self._scratch)}
         if not await self._around.pool.has_flow(name):
             raise _UnusableRunError(
-                f"the deployment's flow {entrypoint} does not exist on this worker: no such template"
+                f"the deployment's flow {deployment.entrypoint} does not exist on this worker: no such template"
             )
-        return order | {"flow": name}
+        return order | {"flow": name, "names": {"deployment": deployment.name}}
 
     async def _unless_ended(self, work: Coroutine[None, None, _T]) -> _T | None:
         """The result of `work`; None when it took too long or the run is to end first."""

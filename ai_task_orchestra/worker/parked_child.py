@@ -48,6 +48,7 @@ from ai_task_orchestra.worker.patient_client import (
 )
 from ai_task_orchestra.worker.process_tree import die_with_descendants
 from ai_task_orchestra.worker.rehearsal import rehearse
+from ai_task_orchestra.worker.relay import Relay
 
 _log = logging.getLogger(__name__)
 
@@ -136,25 +137,50 @@ async def _serve(link: ChildLink, catalog: str) -> tuple[Flow[..., Any], FlowRun
         OWN_LEASE.set(lease)
         watch = asyncio.create_task(_die_with_worker(link, lease))
         try:
-            async with LogShipper(client).collecting(_FLUSH_SECONDS):
-                flow, problem = await _load(order, flow_run, client, catalog)
-                if flow and not flow.isasync:
-                    return flow, flow_run
-                report = await _execute(flow, flow_run) if flow else {"unusable": problem}
-                await link.send({"event": "finished", **report})
-                await _drain_events()
+            flow = _from_catalog(order, catalog)
+            if flow and flow.isasync:
+                await _run_ours(link, client, order, flow_run, flow)
+            else:
+                return await _run_theirs(link, client, order, flow_run, flow)
         finally:
             watch.cancel()
     return None
 
 
-async def _load(
-    order: Message, flow_run: FlowRun, client: ChildClient, catalog: str
-) -> tuple[Flow[..., Any] | None, str]:
-    """The flow to run: an imported one, or whatever the deployment of someone else's flow says; or the problem."""
-    if name := order.get("flow"):
-        flow: Flow[..., Any] = getattr(importlib.import_module(catalog), name)
-        return _without_storage_lookup(flow), ""
+def _from_catalog(order: Message, catalog: str) -> Flow[..., Any] | None:
+    name = order.get("flow")
+    return _without_storage_lookup(getattr(importlib.import_module(catalog), name)) if name else None
+
+
+async def _run_ours(
+    link: ChildLink, client: ChildClient, order: Message, flow_run: FlowRun, flow: Flow[..., Any]
+) -> None:
+    """A flow of the catalog; what it logs and emits goes to the worker."""
+    client.begin(flow_run)
+    async with Relay(link).collecting(flow_run, {**order.get("names", {}), "flow": flow.name}):
+        report = await _execute(flow, flow_run)
+        await link.send({"event": "finished", **report})
+    await client.finish()
+
+
+async def _run_theirs(
+    link: ChildLink, client: ChildClient, order: Message, flow_run: FlowRun, flow: Flow[..., Any] | None
+) -> tuple[Flow[..., Any], FlowRun] | None:
+    """Somebody else's flow, which may use Prefect in any way; one that is not async is returned instead."""
+    async with LogShipper(client).collecting(_FLUSH_SECONDS):
+        problem = ""
+        if flow is None:
+            flow, problem = await _load(order, flow_run, client)
+        if flow and not flow.isasync:
+            return flow, flow_run
+        report = await _execute(flow, flow_run) if flow else {"unusable": problem}
+        await link.send({"event": "finished", **report})
+        await _drain_events()
+    return None
+
+
+async def _load(order: Message, flow_run: FlowRun, client: ChildClient) -> tuple[Flow[..., Any] | None, str]:
+    """The flow as its deployment says, or the problem."""
     os.makedirs(order["scratch"], exist_ok=True)  # noqa: PTH103
     os.chdir(order["scratch"])  # Prefect copies a deployment's files into the working directory
     await client.claim_for_this_process(flow_run.id)

@@ -33,8 +33,8 @@ _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-# How long a deployment's entrypoint is believed without looking again.
-_ENTRYPOINT_SECONDS: Final = 60.0
+# How long a deployment is believed to be as it was without looking again.
+_DEPLOYMENT_SECONDS: Final = 60.0
 # The most that Prefect returns at once.
 _MOST_CANDIDATES: Final = 200
 # Each attempt means that somebody else changed the state between our looking and our setting it.
@@ -58,6 +58,14 @@ class Candidate:
         return cls(UUID(flow_run["id"]), UUID(deployment) if deployment else None, dict(flow_run))
 
 
+@dataclass(frozen=True)
+class Deployment:
+    """A deployment's name, and the flow it means."""
+
+    name: str
+    entrypoint: str | None
+
+
 class PrefectGateway:
     """Prefect as the worker sees it. Its client is expected not to wait by itself when Prefect is unreachable."""
 
@@ -67,7 +75,7 @@ class PrefectGateway:
         self._pool = pool
         self._queues = sorted(queues)
         self._worker = worker
-        self._entrypoints: dict[UUID, tuple[float, str | None]] = {}
+        self._deployments: dict[UUID, tuple[float, Deployment]] = {}
         self._away_since: float | None = None
         self._clock = ServerClock()
 
@@ -141,18 +149,19 @@ class PrefectGateway:
     def _is_ours(self, state: State | None) -> bool:
         return state is not None and state.is_pending() and protocol.worker_of_claim(state.message) == self._worker
 
-    async def entrypoint(self, deployment_id: UUID) -> str | None:
-        """The entrypoint of a deployment, remembered for a minute.
+    async def deployment(self, deployment_id: UUID) -> Deployment:
+        """A deployment, remembered for a minute.
 
         Raises:
             ObjectNotFound: the deployment was deleted.
         """
-        known = self._entrypoints.get(deployment_id)
-        if known and time.monotonic() - known[0] < _ENTRYPOINT_SECONDS:
+        known = self._deployments.get(deployment_id)
+        if known and time.monotonic() - known[0] < _DEPLOYMENT_SECONDS:
             return known[1]
-        deployment = await self.insist(lambda: self._client.read_deployment(deployment_id))
-        self._entrypoints[deployment_id] = (time.monotonic(), deployment.entrypoint)
-        return deployment.entrypoint
+        found = await self.insist(lambda: self._client.read_deployment(deployment_id))
+        deployment = Deployment(found.name, found.entrypoint)
+        self._deployments[deployment_id] = (time.monotonic(), deployment)
+        return deployment
 
     async def state_of(self, run_id: UUID) -> State | None:
         """The run's state; None when the run was deleted."""

@@ -19,6 +19,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.logging.handlers import PrefectConsoleHandler, set_api_log_sink
 from prefect.states import Pending
 
+from ai_task_orchestra.worker.child_client import ChildClient
 from ai_task_orchestra.worker.patient_client import shared_by_prefect
 
 
@@ -45,14 +46,20 @@ async def _empty() -> None:
 
 
 def rehearse(
-    make_client: Callable[[httpx.AsyncBaseTransport], Any], execute: Callable[[Any, FlowRun], Awaitable[dict[str, Any]]]
+    make_client: Callable[[httpx.AsyncBaseTransport], ChildClient],
+    execute: Callable[[Any, FlowRun], Awaitable[dict[str, Any]]],
 ) -> bool:
     """Execute the empty flow as a child would; whether it went as it should. Nothing is sent and nothing is shown."""
     run = FlowRun(flow_id=uuid4(), name="rehearsal", state=Pending())
 
     async def play() -> dict[str, Any]:
-        async with shared_by_prefect(make_client(httpx.MockTransport(_StandIn(run).answer))):
-            return await execute(_empty, FlowRun.model_validate_json(run.model_dump_json()))
+        client = make_client(httpx.MockTransport(_StandIn(run).answer))
+        async with shared_by_prefect(client):
+            parsed = FlowRun.model_validate_json(run.model_dump_json())
+            client.begin(parsed)
+            report = await execute(_empty, parsed)
+            await client.finish()
+            return report
 
     set_api_log_sink(lambda _: None)
     try:

@@ -9,12 +9,12 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from ai_task_orchestra.errors import OrchestraError
-from ai_task_orchestra.worker.child_link import ChildLink, LinkBrokenError, Message, encode
+from ai_task_orchestra.worker.child_link import RELAYED, ChildLink, LinkBrokenError, Message, encode
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +46,11 @@ class Exit:
 class Child:
     """One forked child: what it says, and how it ended once it has."""
 
-    def __init__(self, number: int, link: ChildLink, template: TemplateClient) -> None:
+    def __init__(
+        self, number: int, link: ChildLink, template: TemplateClient, on_relay: Callable[[Message], None]
+    ) -> None:
         self.number = number
+        self._on_relay = on_relay
         self.template = template
         self.pid: int | None = None
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
@@ -78,7 +81,10 @@ class Child:
     async def _read(self) -> None:
         try:
             while (report := await self._link.receive()) is not None:
-                self._reports.put_nowait(report)
+                if report["event"] == RELAYED:
+                    self._on_relay(report)
+                else:
+                    self._reports.put_nowait(report)
         except LinkBrokenError as exc:
             _log.error("worker.child_link_broken", extra={"child": self.number, "pid": self.pid, "error": str(exc)})
         finally:
@@ -99,8 +105,11 @@ class TemplateClient:
     Its life: `start`, then forks, then `retire` (it stays until its last child has ended) or `close` (all die now).
     """
 
-    def __init__(self, process: asyncio.subprocess.Process, control: socket.socket) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, control: socket.socket, on_relay: Callable[[Message], None]
+    ) -> None:
         self._process = process
+        self._on_relay = on_relay
         self._control = control
         self._link = ChildLink(control)
         self._children: dict[int, Child] = {}
@@ -110,8 +119,12 @@ class TemplateClient:
         self.gone = asyncio.Event()
 
     @classmethod
-    async def start(cls, catalog: str, environment: Mapping[str, str]) -> TemplateClient:
+    async def start(
+        cls, catalog: str, environment: Mapping[str, str], on_relay: Callable[[Message], None]
+    ) -> TemplateClient:
         """Start a template process and wait until it has imported everything (seconds).
+
+        `on_relay`: gets what the children pass on besides their reports.
 
         Raises:
             TemplateProcessError: it could not; the message says why.
@@ -127,7 +140,7 @@ class TemplateClient:
                 env=dict(environment),
                 start_new_session=True,
             )
-        template = cls(process, ours)
+        template = cls(process, ours, on_relay)
         try:
             await template._wait_ready()
         except BaseException:
@@ -157,7 +170,7 @@ class TemplateClient:
         if not complete:
             ours.close()
             raise TemplateProcessError("the template process takes no requests")
-        child = self._children[number] = Child(number, ChildLink(ours), self)
+        child = self._children[number] = Child(number, ChildLink(ours), self, self._on_relay)
         return child
 
     async def kill(self, child: Child) -> None:

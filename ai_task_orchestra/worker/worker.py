@@ -29,6 +29,7 @@ from ai_task_orchestra.worker.child_pool import ChildPool
 from ai_task_orchestra.worker.claims import ClaimLoop
 from ai_task_orchestra.worker.execution import Execution, Surroundings
 from ai_task_orchestra.worker.heartbeat import Heartbeat, LeaseKeeper
+from ai_task_orchestra.worker.outbox import Outbox
 from ai_task_orchestra.worker.patient_client import PatientClient, shared_by_prefect, unused_ssl_context
 from ai_task_orchestra.worker.prefect_gateway import Candidate, PrefectGateway
 from ai_task_orchestra.worker.reach import is_reachable
@@ -161,6 +162,7 @@ class OrchestraWorker(BaseWorker[OrchestraJobConfiguration, BaseVariables, Orche
                 return
             await stop.first_of(self._replace_predecessor(gateway), stop.requested)
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="orchestra-worker-")))
+            outbox = Outbox(client)
             folder = TemplateFolder(TemplateLibrary(self._settings.templates_dir))
             pool = ChildPool(
                 self._settings.catalog_module,
@@ -168,6 +170,7 @@ class OrchestraWorker(BaseWorker[OrchestraJobConfiguration, BaseVariables, Orche
                 parked=min(self.slots + 1, _MOST_PARKED),
                 folder=folder,
                 on_ready=lambda: claims.nudge(),
+                on_relay=outbox.take,
             )
             around = self._around = Surroundings(
                 gateway,
@@ -187,6 +190,7 @@ class OrchestraWorker(BaseWorker[OrchestraJobConfiguration, BaseVariables, Orche
                 on_poll=self._polled,
                 may_claim=lambda: self._lease.held,
             )
+            await stack.enter_async_context(outbox.running(_LAST_WORDS_SECONDS))
             await stack.enter_async_context(pool)
             printer(f"Worker {self.name!r} started!")
             await self._serve(claims, gateway, stop, run_once=run_once)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+from uuid import UUID
 
 import psutil
-from prefect.client.schemas.objects import FlowRun
 from prefect.states import Pending
 
 from ai_task_orchestra import protocol
@@ -17,8 +17,7 @@ from tests.support.worker_bench import WorkerBench, WorkerProcess, alive
 async def test_a_run_whose_process_dies_is_crashed_and_says_why(bench: WorkerBench) -> None:
     with bench.worker(log_level="DEBUG") as worker:
         killed, exited = await bench.submit("wait"), await bench.submit("end_process", code=3)
-        await bench.reaches(killed, "Running")
-        os.kill(_pid(await bench.read(killed)), signal.SIGKILL)
+        os.kill(await _pid(bench, killed), signal.SIGKILL)
         state = await bench.reaches(killed, "Crashed")
         assert state.message == "the process running this task was killed by signal 9"
         state = await bench.reaches(exited, "Crashed")
@@ -69,8 +68,14 @@ async def test_a_worker_takes_the_place_of_a_lost_one_of_its_name(bench: WorkerB
         assert (await bench.read(other)).state_name == "Pending"
 
 
-def _pid(run: FlowRun) -> int:
-    return int((run.infrastructure_pid or "").rpartition(":")[2])
+async def _pid(bench: WorkerBench, run_id: UUID) -> int:
+    """The process of a running run, which says so a little after it is Running."""
+
+    async def told() -> str:
+        return ((await bench.read(run_id)).infrastructure_pid or "").rpartition(":")[2]
+
+    await bench.reaches(run_id, "Running")
+    return int(await wait_until(told, timeout=60, description="the run has a process id"))
 
 
 def _template(worker: WorkerProcess) -> psutil.Process:

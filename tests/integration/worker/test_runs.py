@@ -17,11 +17,11 @@ async def test_a_run_completes_and_its_last_log_line_arrives(served: WorkerBench
     talking, failing = await served.submit("talk", lines=100), await served.submit("fail")
     await served.reaches(talking, "Completed")
     assert "as it was told" in ((await served.reaches(failing, "Failed")).message or "")
-    assert [state.name for state in await served.states(talking)] == ["Queued", "Pending", "Running", "Completed"]
+    states = await served.states(talking)
+    assert [state.name for state in states] == ["Queued", "Pending", "Running", "Completed"]
+    assert [protocol.worker_of_claim(state.message) for state in states[1:3]] == ["tester", "tester"]
     lines = await served.logged(talking, "Finished in state")
     assert {f"line {number}" for number in range(100)} <= set(lines)
-    run = await served.read(talking)
-    assert protocol.worker_of_run(run.infrastructure_pid) == "tester"
 
     async def task_completed() -> bool:
         return [task.state_name for task in await served.task_runs(talking)] == ["Completed"]
@@ -59,6 +59,16 @@ async def test_a_run_that_becomes_due_wakes_the_worker_without_a_poll(bench: Wor
         first = await bench.submit("noop")
         await bench.reaches(first, "Completed")
         await bench.reaches(await bench.submit("noop"), "Completed", timeout=10)
+
+
+async def test_a_run_that_takes_a_while_says_in_which_process_of_which_worker(served: WorkerBench) -> None:
+    run = await served.submit("wait", seconds=2)
+
+    async def says_so() -> bool:
+        return protocol.worker_of_run((await served.read(run)).infrastructure_pid) == "tester"
+
+    await wait_until(says_so, description="the run has the worker's name and a process id")
+    await served.reaches(run, "Completed")
 
 
 async def test_children_hold_nothing_of_the_worker_or_of_each_other(served: WorkerBench) -> None:

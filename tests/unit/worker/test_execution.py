@@ -13,7 +13,7 @@ from ai_task_orchestra.lease import Lease, now
 from ai_task_orchestra.worker.child_link import LinkBrokenError, Message
 from ai_task_orchestra.worker.child_pool import ChildPool
 from ai_task_orchestra.worker.execution import Execution, Surroundings
-from ai_task_orchestra.worker.prefect_gateway import Candidate, PrefectGateway
+from ai_task_orchestra.worker.prefect_gateway import Candidate, Deployment, PrefectGateway
 from ai_task_orchestra.worker.template_client import Child, Exit
 from tests.support.waiting import wait_until
 
@@ -75,8 +75,8 @@ class FakeGateway:
         self.answer = entrypoint
         self.settled: list[tuple[str, ...]] = []
 
-    async def entrypoint(self, deployment_id: UUID) -> str:
-        return self.answer
+    async def deployment(self, deployment_id: UUID) -> Deployment:
+        return Deployment("a-deployment", self.answer)
 
     async def crashed(self, run_id: UUID, message: str) -> None:
         self.settled.append(("crashed", message))
@@ -125,7 +125,11 @@ async def test_a_run_that_its_child_finished_is_left_as_it_is(tmp_path: Path) ->
     child = FakeChild(ACCEPTED, FINISHED)
     assert await Scene(tmp_path, child).execute() == []
     [order] = child.orders
-    assert order | {"lease": {}} == {"op": "run", "flow_run": {"name": "a-run"}, "flow": "noop", "lease": {}}
+    names = {"deployment": "a-deployment"}
+    assert order | {"lease": {}} == {"op": "run", "flow_run": {"name": "a-run"}, "flow": "noop"} | {
+        "names": names,
+        "lease": {},
+    }
     assert not child.killed
 
 
