@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -12,8 +13,10 @@ from uuid import UUID
 from sqlalchemy.exc import SQLAlchemyError
 
 from ai_task_orchestra.errors import DispatchError, UnreachableError
+from ai_task_orchestra.protocol import STATE_HELD, STATE_QUEUED
 from api.database import raise_if_cancelled
 from api.gateway import PAGE, PrefectGateway
+from api.live_store import Mirrored
 from api.mirror import Mirror
 from api.prefect_types import FlowRun, RunEvent
 from api.wake import Alarm
@@ -21,11 +24,15 @@ from api.wake import Alarm
 logger = logging.getLogger(__name__)
 
 #: Events come before their change is committed, and in bursts.
-SETTLE_SECONDS: Final = 0.015
+SETTLE_SECONDS: Final = 0.005
 #: How often a change that can't be read yet is looked for again, each time after a longer pause.
-TRIES: Final = 5
+TRIES: Final = 7
+#: The busier Prefect is, the longer a look takes: after one, so many times as long passes until the next, which then
+#: sees more. A short task is read once then, when it is over.
+BREATHER: Final = 2.0
 RECONNECT_SECONDS: Final = 1.0
-NEVER: Final = UUID(int=0)
+#: Only we give runs these states, and the answer tells us more than the event.
+OUR_STATES: Final = (STATE_QUEUED, STATE_HELD)
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ class Hint:
 
     state_id: UUID | None
     occurred: datetime
+    state_name: str | None = None
     tries: int = 0
 
 
@@ -44,6 +52,7 @@ class Hints:
         self._gateway, self._mirror = gateway, mirror
         self._pending: dict[UUID, Hint] = {}
         self._alarm = Alarm()
+        self._not_before = 0.0
 
     async def run(self) -> None:
         """Listen and look until cancelled."""
@@ -69,7 +78,7 @@ class Hints:
     def _note(self, event: RunEvent) -> None:
         known = self._pending.get(event.flow_run_id)
         if known is None or known.occurred <= event.occurred:
-            self._pending[event.flow_run_id] = Hint(event.state_id, event.occurred)
+            self._pending[event.flow_run_id] = Hint(event.state_id, event.occurred, event.state_name)
         self._alarm.ring()
 
     async def _look(self) -> None:
@@ -77,7 +86,8 @@ class Hints:
             await self._alarm.wait(60.0)
             while self._pending:
                 most_tried = max(hint.tries for hint in self._pending.values())
-                await asyncio.sleep(SETTLE_SECONDS * 2**most_tried)
+                breather = self._not_before - time.monotonic()
+                await asyncio.sleep(max(SETTLE_SECONDS * 2**most_tried, breather))
                 batch = dict(list(self._pending.items())[:PAGE])
                 for run_id in batch:
                     del self._pending[run_id]
@@ -85,17 +95,28 @@ class Hints:
 
     async def _look_at(self, batch: dict[UUID, Hint]) -> None:
         """Read the runs whose announced state is not mirrored yet: what we did ourselves is news to nobody."""
+        began = time.monotonic()
         try:
-            known = await self._mirror.known_states(batch.keys())
-            news = {run_id: hint for run_id, hint in batch.items() if hint.state_id != known.get(run_id, NEVER)}
+            known = await self._mirror.known(batch.keys())
+            news = {run_id: hint for run_id, hint in batch.items() if _is_news(hint, known.get(run_id))}
             runs = await self._mirror.reconcile(news.keys())
         except (UnreachableError, DispatchError, SQLAlchemyError, OSError) as exc:
             raise_if_cancelled()
             logger.warning("hints_dropped", extra={"count": len(batch), "reason": type(exc).__name__})
             return  # the regular looks will find it
+        finally:
+            now = time.monotonic()
+            self._not_before = now + BREATHER * (now - began)
         for run_id, hint in news.items():
             if _is_early(runs.get(run_id), hint) and hint.tries < TRIES:
-                self._pending.setdefault(run_id, Hint(hint.state_id, hint.occurred, hint.tries + 1))
+                self._pending.setdefault(run_id, replace(hint, tries=hint.tries + 1))
+
+
+def _is_news(hint: Hint, known: Mirrored | None) -> bool:
+    """Not what is mirrored already, nor what we do ourselves; but a run that its worker gives back is news."""
+    if known is None:
+        return hint.state_name not in OUR_STATES
+    return known.state_id != hint.state_id and (hint.state_name not in OUR_STATES or known.worker is not None)
 
 
 def _is_early(run: FlowRun | None, hint: Hint) -> bool:

@@ -246,12 +246,20 @@ async def audit(session: AsyncSession, kind: str, task_id: UUID, run: FlowRun, d
     await session.execute(insert(AUDIT).values(values).on_conflict_do_nothing())
 
 
-async def mirrored_states(session: AsyncSession, run_ids: Collection[UUID]) -> dict[UUID, UUID | None]:
-    """The state that each of `run_ids` was last mirrored in; only runs that are a task's present one."""
+@dataclass(frozen=True)
+class Mirrored:
+    """What a row has taken in of its present flow run. `state_id` is None for one that was just created in a burst."""
+
+    state_id: UUID | None
+    worker: str | None
+
+
+async def mirrored(session: AsyncSession, run_ids: Collection[UUID]) -> dict[UUID, Mirrored]:
+    """How each of `run_ids` was last mirrored; only runs that are a task's present one."""
     rows = await session.execute(
-        select(TASK.c.flow_run_id, TASK.c.state_id).where(TASK.c.flow_run_id.in_(list(run_ids)))
+        select(TASK.c.flow_run_id, TASK.c.state_id, TASK.c.worker).where(TASK.c.flow_run_id.in_(list(run_ids)))
     )
-    return {row.flow_run_id: row.state_id for row in rows}
+    return {row.flow_run_id: Mirrored(row.state_id, row.worker) for row in rows}
 
 
 async def task_of_flow_run(session: AsyncSession, run_id: UUID) -> UUID | None:

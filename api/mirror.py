@@ -22,7 +22,7 @@ from api import live_store
 from api.adoption import Adoption
 from api.database import Sessions, is_away
 from api.gateway import PAGE, PrefectGateway
-from api.live_store import LiveTask
+from api.live_store import LiveTask, Mirrored
 from api.models import Phase
 from api.prefect_types import CANCELLED, CANCELLING, CRASHED, FINAL_STATES, RUNNING, SCHEDULED, FlowRun
 from api.transitions import (
@@ -73,8 +73,8 @@ class Mirror:
     async def take_in(self, runs: Iterable[FlowRun]) -> None:
         """Bring tasks in line with runs just read; those that have not changed cost one query together."""
         listed = list(runs)
-        known = await self.known_states([run.id for run in listed])
-        news = [await self._as_it_ended(run) for run in listed if known.get(run.id) != run.state.id]
+        known = await self.known([run.id for run in listed])
+        news = [await self._as_it_ended(run) for run in listed if _is_news(run, known.get(run.id))]
         reports: dict[UUID, Report] = {run.id: run.report for run in news if run.report is not None}
         ended = [run.id for run in news if run.state.type in FINAL_STATES and run.id not in reports]
         for start in range(0, len(ended), PAGE):
@@ -99,10 +99,10 @@ class Mirror:
             await self._gateway.propose(run.id, own.type, name=own.name, message=own.message, force=True)
         return replace(run, state=own)
 
-    async def known_states(self, run_ids: Collection[UUID]) -> dict[UUID, UUID | None]:
-        """The state in which each of `run_ids` was last mirrored; only runs that are a task's present one."""
+    async def known(self, run_ids: Collection[UUID]) -> dict[UUID, Mirrored]:
+        """How each of `run_ids` was last mirrored; only runs that are a task's present one."""
         async with self._sessions.single() as session:
-            return await live_store.mirrored_states(session, run_ids)
+            return await live_store.mirrored(session, run_ids)
 
     async def apply(self, run: FlowRun, report: Report | None = None) -> None:
         """Bring one task in line with its flow run. `report`: what the attempt left, needed for final states."""
@@ -235,6 +235,10 @@ class Mirror:
             logger.warning(
                 "late_state", extra={"task_id": str(task.id), "flow_run_id": str(run.id), "state": state.name}
             )
+
+
+def _is_news(run: FlowRun, known: Mirrored | None) -> bool:
+    return known is None or known.state_id != run.state.id
 
 
 def _left_behind(run: FlowRun, decision: Finish, report: Report | None) -> dict[str, Any]:

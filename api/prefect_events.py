@@ -18,6 +18,8 @@ from api.prefect_http import CONNECT_SECONDS, PrefectUnreachableError
 from api.prefect_types import RunEvent, required_moment
 
 PREFIX: Final = "prefect.flow-run."
+#: A claim changes nothing that a client sees, and the regular looks are soon enough to know the worker by.
+UNHEARD: Final = (f"{PREFIX}heartbeat", f"{PREFIX}Pending")
 #: A silent connection is asked for a sign of life this often.
 PING_SECONDS: Final = 10.0
 
@@ -52,7 +54,7 @@ async def _greet(socket: ClientConnection, auth_string: str | None) -> None:
     if json.loads(await socket.recv()).get("type") != "auth_success":
         raise PrefectUnreachableError("Prefect's event stream does not accept our credentials", sent=False)
     wanted = {
-        "event": {"prefix": [PREFIX], "exclude_name": [f"{PREFIX}heartbeat"]},
+        "event": {"prefix": [PREFIX], "exclude_name": list(UNHEARD)},
         # The filter's times are Prefect's and we have none of our own to add: all events, which means all new ones.
         "occurred": {"since": "2000-01-01T00:00:00Z", "until": "2100-01-01T00:00:00Z"},
     }
@@ -79,4 +81,5 @@ def _parse(event: Mapping[str, Any]) -> RunEvent | None:
         occurred = required_moment(event["occurred"])
     except (ValueError, KeyError):
         return None
-    return RunEvent(run_id, state_id, occurred) if f"{head}." == PREFIX else None
+    name = resource.get("prefect.state-name")
+    return RunEvent(run_id, state_id, occurred, name) if f"{head}." == PREFIX else None

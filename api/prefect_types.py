@@ -177,6 +177,7 @@ class RunEvent:
     flow_run_id: UUID
     state_id: UUID | None
     occurred: datetime
+    state_name: str | None = None
 
 
 @dataclass(frozen=True)

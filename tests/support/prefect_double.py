@@ -361,7 +361,7 @@ class PrefectDouble(GraphDouble):
         self.history.setdefault(run.id, []).append(state)
         if self.hears_events:
             for queue in self._subscribers:
-                queue.put_nowait(RunEvent(run.id, state.id, state.timestamp))
+                queue.put_nowait(RunEvent(run.id, state.id, state.timestamp, state.name))
         return changed
 
 
