@@ -145,5 +145,5 @@ async def test_what_happens_during_a_look_is_read_together_in_the_next_one() -> 
         await reading.wait()
         busy = {scene.say("Running") for _ in range(5)}
         go_on.set()
-        await wait_until(lambda: len(scene.mirror.read) == 2, description="a second look")
+        await wait_until(lambda: len(scene.mirror.read) > 1, description="a second look")
     assert scene.mirror.read[1] == busy
