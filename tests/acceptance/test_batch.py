@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
+from ai_task_orchestra.protocol import GROUP_FLOW, run_name
 from tests.acceptance.conftest import RunningStack
+from tests.support.prefect_bench import drawn
 from tests.support.waiting import wait_until_sync
 
 ANSWER = "Qubits can be both."
@@ -45,11 +47,7 @@ def edges(tasks: list[dict[str, Any]]) -> dict[str, set[str]]:
 
 def graph(stack: RunningStack, run_id: str) -> dict[str, tuple[str, set[str]]]:
     """State and parents of each node of a flow run's graph, by name."""
-    nodes = dict(stack.prefect.get(f"/flow_runs/{run_id}/graph-v2").json()["nodes"])
-    return {
-        node["label"]: (node["state_type"], {nodes[parent["id"]]["label"] for parent in node["parents"]})
-        for node in nodes.values()
-    }
+    return drawn(stack.prefect.get(f"/flow_runs/{run_id}/graph-v2").json())
 
 
 def picture(page: Page, path: Path) -> None:
@@ -93,7 +91,7 @@ def test_a_batch_of_twenty_ends_as_its_edges_say_and_is_one_graph(
     assert stack.api.get(f"/tasks/{ids['broken']}").json()["error"]["type"] == "model_not_found"
     assert ids["broken"] in str(stack.api.get(f"/tasks/{ids['after-broken']}").json()["error"])
 
-    tagged = {"flow_runs": {"tags": {"all_": [f"batch:{batch_id}"]}}, "flows": {"name": {"any_": ["Batch"]}}}
+    tagged = {"flow_runs": {"tags": {"all_": [f"batch:{batch_id}"]}}, "flows": {"name": {"any_": [GROUP_FLOW]}}}
     [group] = wait_until_sync(
         lambda: [run for run in stack.prefect.post("/flow_runs/filter", json=tagged).json() if run["end_time"]],
         timeout=30,
@@ -105,7 +103,7 @@ def test_a_batch_of_twenty_ends_as_its_edges_say_and_is_one_graph(
     }
     last = stack.api.get(f"/tasks/{ids['summary']}").json()
     of_last = graph(stack, last["flow_run_id"])
-    waited_for = {f"ollama-inference-{ids[f'bottom-{number}'][:8]}" for number in DIAMONDS}
+    waited_for = {run_name("ollama-inference", ids[f"bottom-{number}"]) for number in DIAMONDS}
     [step] = of_last.keys() - waited_for
     assert of_last[step] == ("COMPLETED", waited_for)
 
@@ -113,4 +111,4 @@ def test_a_batch_of_twenty_ends_as_its_edges_say_and_is_one_graph(
     for name, run_id in {"batch": group["id"], "dependent": last["flow_run_id"]}.items():
         page.goto(f"{base}/{run_id}")
         picture(page, tmp_path / f"{name}.png")
-    expect(page.get_by_text(f"ollama-inference-{ids['summary'][:8]}").first).to_be_visible()
+    expect(page.get_by_text(run_name("ollama-inference", ids["summary"])).first).to_be_visible()

@@ -12,6 +12,15 @@ import httpx
 from ai_task_orchestra import protocol
 
 
+def drawn(graph: dict[str, Any]) -> dict[str, tuple[str, set[str]]]:
+    """The nodes of a graph as Prefect answers it, by name: state, and the names of those they wait for."""
+    nodes = dict(graph["nodes"])
+    return {
+        node["label"]: (node["state_type"], {nodes[parent["id"]]["label"] for parent in node["parents"]})
+        for node in nodes.values()
+    }
+
+
 @dataclass
 class PrefectBench:
     """One pool, one template (flow and deployment of the same name), and the deeds of a worker."""
@@ -58,11 +67,7 @@ class PrefectBench:
 
     async def read_graph(self, run_id: str) -> dict[str, tuple[str, set[str]]]:
         """The nodes of a run's graph by name: state, and the names of those they wait for."""
-        nodes = {key: node for key, node in (await self.http.get(f"/flow_runs/{run_id}/graph-v2")).json()["nodes"]}
-        return {
-            node["label"]: (node["state_type"], {nodes[parent["id"]]["label"] for parent in node["parents"]})
-            for node in nodes.values()
-        }
+        return drawn((await self.http.get(f"/flow_runs/{run_id}/graph-v2")).json())
 
     async def read_notes(self, run_id: str) -> list[str]:
         """What stands on the nodes of a run's graph."""

@@ -36,11 +36,11 @@ def upgrade() -> None:
     op.create_foreign_key("task_batch_id_fkey", "task", "batch", ["batch_id"], ["id"])
     # Runs of before get no nodes: their graphs stay as they are.
     op.execute("UPDATE task SET nodes_run_id = flow_run_id WHERE depends_on <> '{}' AND flow_run_id IS NOT NULL")
-    op.create_index("task_batch", "task", ["batch_id", "status"], postgresql_where=sa.text("batch_id IS NOT NULL"))
+    op.create_index("task_batch", "task", ["batch_id"], postgresql_where=sa.text("batch_id IS NOT NULL"))
     op.create_index(
         "task_unshown",
         "task",
-        ["batch_id"],
+        ["seq"],
         postgresql_where=sa.text("batch_id IS NOT NULL AND shown IS DISTINCT FROM status"),
     )
     op.create_index(
