@@ -26,8 +26,8 @@ from ai_task_orchestra.model_backend.scheduler import Lease, Scheduler
 Record = dict[str, Any]
 Shape = Callable[[str], Record]
 
-OPEN_ENDED_CONTEXTS = 10
-"""`num_predict` -1 means "until done", but a model that never stops is stopped after this many contexts."""
+MOST_CONTEXTS = 10
+"""No answer is longer than this many contexts, however many tokens were asked for."""
 
 
 def generate(
@@ -183,13 +183,15 @@ def _rules(
 async def _payload(
     engine: EngineClient, prompt: str | list[int], options: Options, rules: PromptRules
 ) -> dict[str, Any]:
-    limit = OPEN_ENDED_CONTEXTS * rules.context_length
+    limit = MOST_CONTEXTS * rules.context_length
     if not rules.shift:  # the engine always may shift; without, the answer must end with the context
         used = len(prompt) if isinstance(prompt, list) else len(await engine.tokenize(prompt))
         limit = max(rules.context_length - used, 1)
-    predict = limit if options.num_predict < 0 else min(options.num_predict, limit)
+    # "Until done" is one context at most: a small model that has not stopped by then repeats itself, for minutes.
+    wanted = rules.context_length if options.num_predict < 0 else options.num_predict
     sampling = options.model_dump(exclude={"num_ctx", "num_predict", "num_keep"})
-    payload = {**sampling, "prompt": prompt, "n_predict": predict, "n_keep": options.num_keep, "cache_prompt": True}
+    limits = {"n_predict": min(wanted, limit), "n_keep": options.num_keep}
+    payload = {**sampling, **limits, "prompt": prompt, "cache_prompt": True}
     if rules.schema is not None:
         payload["json_schema"] = {**rules.schema, "x-guidance": {"lenient": True}}
     return payload

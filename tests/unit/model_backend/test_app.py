@@ -75,10 +75,12 @@ async def test_options_reach_the_engine_in_its_words(client: httpx.AsyncClient, 
     assert "json_schema" not in payload
 
 
-async def test_an_open_end_is_bounded_by_ten_contexts(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+async def test_an_open_end_is_one_context_and_no_answer_is_longer_than_ten(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
     await post(client, "/api/generate", prompt="hi")
     await post(client, "/api/generate", prompt="hi", options={"num_predict": 10**9})
-    assert [payload["n_predict"] for payload in engine.payloads] == [640, 640]
+    assert [payload["n_predict"] for payload in engine.payloads] == [64, 640]
 
 
 async def test_without_shifting_the_answer_may_only_fill_the_context(
