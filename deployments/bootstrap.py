@@ -159,6 +159,8 @@ async def _ensure_deployment(client: PrefectClient, spec: TemplateSpec, settings
         logger.info("deployment_created", extra={"deployment": spec.name})
         return
     changes = {name: value for name, value in wanted.items() if getattr(present, name) != value}
+    if "work_pool_name" in changes:  # without its queue's name, Prefect puts it into the pool's default queue
+        changes["work_queue_name"] = wanted["work_queue_name"]
     if TAG not in present.tags or REMOVED_TAG in present.tags:
         changes["tags"] = sorted({*present.tags, TAG} - {REMOVED_TAG})
     if REMOVED_TAG in present.tags:

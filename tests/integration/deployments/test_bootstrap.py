@@ -164,6 +164,16 @@ async def test_a_templates_own_pool_is_made_too(settings: Settings, prefect: Pre
     assert prefect.queues(other) == prefect.queues(settings.work_pool) == QUEUES
 
 
+async def test_a_template_that_moves_to_another_pool_keeps_its_queue(settings: Settings, prefect: Prefect) -> None:
+    name = write(settings)
+    await bootstrap(settings)
+    other = f"{settings.work_pool}-gpu"
+    write(settings, work_pool=other)
+    await bootstrap(settings)
+    moved = prefect.deployments([name])[name]
+    assert (moved["work_pool_name"], moved["work_queue_name"]) == (other, "priority-5")
+
+
 async def test_the_deployment_of_a_removed_template_is_paused_and_resumed_when_it_comes_back(
     settings: Settings, prefect: Prefect
 ) -> None:
