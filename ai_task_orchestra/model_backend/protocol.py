@@ -48,6 +48,7 @@ KeepAlive = Annotated[float | str | None, Field(default=None)]
 
 
 DEFAULT_TEMPERATURE: Final = 0.2
+DEFAULT_REPEAT_PENALTY: Final = 1.1
 
 
 class _Body(BaseModel):
@@ -59,8 +60,8 @@ class _Body(BaseModel):
 class Options(_Body):
     """What may be chosen per request. `num_ctx` other than the loaded one means a reload.
 
-    The defaults are Ollama's, but for the temperature: as a model's own parameters would in Ollama, ours is the 0.2
-    that the makers of the small model recommend.
+    The defaults are Ollama's but for two, which stand for a model's own parameters there: the temperature that the
+    makers of the small model recommend, and a penalty without which it answers short questions in endless circles.
     """
 
     num_ctx: Whole | None = None
@@ -72,7 +73,7 @@ class Options(_Body):
     min_p: float = 0.0
     typical_p: float = 1.0
     repeat_last_n: Whole = 64
-    repeat_penalty: float = 1.0
+    repeat_penalty: float = DEFAULT_REPEAT_PENALTY
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: Whole = -1

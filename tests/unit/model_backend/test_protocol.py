@@ -61,14 +61,14 @@ def test_whole_numbers_may_be_written_with_a_point_and_stop_as_one_word() -> Non
     assert (options.top_k, options.stop, options.temperature) == (8, ["end"], 1.0)
 
 
-def test_the_defaults_are_ollamas_but_for_the_models_own_temperature() -> None:
+def test_the_defaults_are_ollamas_but_for_what_the_model_needs() -> None:
     options = Options()
     assert (options.temperature, options.top_k, options.top_p, options.num_predict, options.repeat_penalty) == (
         0.2,
         40,
         0.9,
         -1,
-        1.0,
+        1.1,
     )
 
 
